@@ -1,0 +1,30 @@
+# make setup | demo | test | lint | zoo. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint zoo
+
+setup: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/prism sweep nano/axes
+	$(BIN)/prism report nano/axes
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: setup
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Rebuilds every weight file of the nano zoo (about an hour of CPU on two cores).
+zoo: setup
+	$(BIN)/python -m prism_sweeps.training.zoo all

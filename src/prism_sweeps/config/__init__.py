@@ -1,0 +1,1 @@
+"""The typed design space: schema, composition, cross-axis checks, fingerprints. No torch."""

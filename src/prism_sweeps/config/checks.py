@@ -1,0 +1,172 @@
+"""What the types cannot say: names with a closed set of values, numbers with a range, axes that must fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from math import inf, isfinite
+from pathlib import Path
+from string import Formatter
+
+from prism_sweeps.config import schema
+from prism_sweeps.config.compose import design_space
+from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Stage, Tower
+
+PLACEHOLDERS = ("question", "options", "context")
+
+Choices = Mapping[str, str]
+
+
+def check_cell(cell: Cell, choices: Choices, config_dir: Path | None = None) -> None:
+    """Raise ConfigError for a cell that cannot work, naming the choices at fault and those that would do.
+
+    `choices` is the cell's choice of every group, as `compose_cell` returns it.
+    """
+    _check_names(cell, choices)
+    _check_towers(cell, choices, config_dir)
+    _check_context(cell, choices)
+    _check_stages(cell, choices, config_dir)
+    _check_suite(cell, choices)
+
+
+def patches(tower: Tower, pixels: int) -> int:
+    """Patch tokens of a square image. A remainder smaller than a patch is cut off, as timm's patch embedding does."""
+    return (pixels // tower.patch) ** 2
+
+
+def backbone_patches(backbone: Backbone, pixels: int) -> int:
+    """Patch tokens of a backbone, whose towers all have as many."""
+    return patches(next(iter(backbone.towers.values())), pixels)
+
+
+def _one_of(value: str, valid: Iterable[str], what: str) -> None:
+    if value not in valid:
+        raise ConfigError(f"{what} is '{value}'; {nearest(value, valid)}")
+
+
+def _positive(value: float | None, what: str) -> None:
+    if value is not None and not (value > 0 and isfinite(value)):
+        raise ConfigError(f"{what} is {value}; it must be positive and finite")
+
+
+def _check_names(cell: Cell, choices: Choices) -> None:
+    _positive(cell.resolution.pixels, f"resolution={choices['resolution']}: pixels")
+    _one_of(cell.resize.strategy, schema.STRATEGIES, f"resize={choices['resize']}: strategy")
+    _one_of(cell.projector.kind, schema.PROJECTORS, f"projector={choices['projector']}: kind")
+    _one_of(cell.llm.prompt, schema.PROMPTS, f"llm={choices['llm']}: prompt")
+    _one_of(cell.engine.precision, schema.PRECISIONS, f"engine={choices['engine']}: precision")
+
+
+def _check_towers(cell: Cell, choices: Choices, config_dir: Path | None) -> None:
+    where, pixels = f"backbone={choices['backbone']}", cell.resolution.pixels
+    if not cell.backbone.towers:
+        raise ConfigError(f"{where} has no towers")
+    for name, tower in cell.backbone.towers.items():
+        _one_of(tower.source, schema.TOWER_SOURCES, f"{where}: source of tower '{name}'")
+        _positive(tower.patch, f"{where}: patch of tower '{name}'")
+        if pixels not in tower.weights:
+            raise ConfigError(_no_weights(where, cell.backbone, name, pixels, config_dir))
+        # Published weights settle their own grid (SigLIP's 27 x 27 of 384 px); any others must divide evenly.
+        if pixels % tower.patch and tower.weights[pixels] != "hub":
+            fits = _listed(str(p) for p in sorted(tower.weights) if p % tower.patch == 0)
+            raise ConfigError(
+                f"{where}: {pixels} px are no multiple of the patch {tower.patch} of tower '{name}'; fit: {fits}"
+            )
+    grids = {name: patches(tower, pixels) for name, tower in cell.backbone.towers.items()}
+    if len(set(grids.values())) > 1:
+        counts = ", ".join(f"'{name}' {count}" for name, count in grids.items())
+        raise ConfigError(f"{where} at {pixels} px: its towers must have equally many patches, but have {counts}")
+
+
+def _no_weights(where: str, backbone: Backbone, name: str, pixels: int, config_dir: Path | None) -> str:
+    common = set.intersection(*(set(tower.weights) for tower in backbone.towers.values()))
+    instead = _choices_with("backbone", lambda b: all(pixels in t.weights for t in b.towers.values()), config_dir)
+    return (
+        f"{where} has no weights at {pixels} px (tower '{name}'); "
+        f"it has them at: {_listed(map(str, sorted(common)))}; "
+        f"backbones that have {pixels} px: {_listed(instead)}"
+    )
+
+
+def _choices_with(group: str, fits: Callable[..., bool], config_dir: Path | None) -> list[str]:
+    space = design_space(config_dir)
+    return [name for name in space.choices(group) if fits(space.part(group, name, {}))]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "(none)"
+
+
+def _check_context(cell: Cell, choices: Choices) -> None:
+    tokens = backbone_patches(cell.backbone, cell.resolution.pixels)
+    if tokens + 1 >= cell.llm.context:
+        raise ConfigError(
+            f"backbone={choices['backbone']} at {cell.resolution.pixels} px gives {tokens} patch tokens, "
+            f"but llm={choices['llm']} has a context of {cell.llm.context}; take a lower resolution or another llm"
+        )
+
+
+def _check_stages(cell: Cell, choices: Choices, config_dir: Path | None) -> None:
+    where, chain = f"stages={choices['stages']}", list(cell.stages.chain.items())
+    if not chain:
+        raise ConfigError(f"{where} has no stage")
+    for position, (name, stage) in enumerate(chain):
+        _check_stage(stage, f"{where}: stage '{name}'", last=position == len(chain) - 1)
+        if not getattr(cell.data_mix, stage.data):
+            instead = _choices_with("data_mix", lambda mix, half=stage.data: bool(getattr(mix, half)), config_dir)
+            raise ConfigError(
+                f"{where}: stage '{name}' reads {stage.data} data, which data_mix={choices['data_mix']} has not; "
+                f"mixes that have it: {_listed(instead)}"
+            )
+    _positive(cell.schedule.epochs, f"schedule={choices['schedule']}: epochs")
+    _positive(cell.schedule.max_steps, f"schedule={choices['schedule']}: max_steps")
+    _check_mix(cell.data_mix, f"data_mix={choices['data_mix']}")
+
+
+def _check_stage(stage: Stage, where: str, last: bool) -> None:
+    if not stage.trains:
+        raise ConfigError(f"{where} trains nothing; valid: {', '.join(schema.MODULES)}")
+    for module in stage.trains:
+        _one_of(module, schema.MODULES, f"{where}: a trained module")
+    _one_of(stage.data, schema.HALVES, f"{where}: data")
+    for number in ("epochs", "global_batch", "learning_rate", "vision_learning_rate", "max_grad_norm"):
+        _positive(getattr(stage, number), f"{where}: {number}")
+    if not 0 <= stage.weight_decay < inf:
+        raise ConfigError(f"{where}: weight_decay is {stage.weight_decay}; it must be finite and not negative")
+    for fraction in ("warmup_ratio", "beta1", "beta2"):
+        if not 0 <= getattr(stage, fraction) < 1:
+            raise ConfigError(f"{where}: {fraction} is {getattr(stage, fraction)}; it must be at least 0 and below 1")
+    if last and stage.epochs is not None:
+        raise ConfigError(
+            f"{where} is the last, so its length is the schedule's: leave epochs null, set schedule.epochs"
+        )
+    if not last and stage.epochs is None:
+        raise ConfigError(f"{where} is not the last, so the schedule is not its: give it epochs")
+
+
+def _check_mix(mix: DataMix, where: str) -> None:
+    for half in schema.HALVES:
+        for name, source in getattr(mix, half).items():
+            _positive(source.examples, f"{where}: examples of {half}.{name}")
+
+
+def _check_suite(cell: Cell, choices: Choices) -> None:
+    where = f"suite={choices['suite']}"
+    for condition in cell.suite.conditions:
+        _one_of(condition, schema.CONDITIONS, f"{where}: a condition")
+    _positive(cell.suite.examples, f"{where}: examples")
+    for benchmark in cell.suite.benchmarks.values():
+        _check_benchmark(benchmark, f"{where}: benchmark '{benchmark.name}'")
+
+
+def _check_benchmark(benchmark: Benchmark, where: str) -> None:
+    _one_of(benchmark.answer, schema.ANSWERS, f"{where}: answer")
+    if benchmark.answer == "choice" and not benchmark.choices:
+        raise ConfigError(f"{where} answers by choice, but has no choices; list them under `choices`")
+    for _, name, _, _ in Formatter().parse(benchmark.prompt):
+        if name is not None:
+            _one_of(name, PLACEHOLDERS, f"{where}: a placeholder of its prompt")
+    _positive(benchmark.max_new_tokens, f"{where}: max_new_tokens")
+    _positive(benchmark.examples, f"{where}: examples")
+    if not 0 < benchmark.iou_threshold <= 1:
+        raise ConfigError(f"{where}: iou_threshold is {benchmark.iou_threshold}; it must be above 0 and at most 1")

@@ -1,0 +1,269 @@
+"""The design space as types: one dataclass per axis, and `Cell`, the point where they meet.
+
+Fields marked `local()` do not change a result (paths, workers, micro-batch size, ...) and stay out of fingerprints;
+everything else is in. A field added later must have a default: fields at their default are left out of the hash, so
+old fingerprints stay valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+AXES = ("backbone", "resolution", "resize", "projector", "llm", "stages", "data_mix", "schedule")
+"""The design axes: one config group each."""
+GROUPS = (*AXES, "suite", "engine", "tracking", "store")
+"""Every config group a cell takes one choice of."""
+
+STRATEGIES = ("letterbox", "naive", "crop")
+PROJECTORS = ("linear", "mlp", "fused-mlp")
+MODULES = ("vision", "projector", "llm")
+PROMPTS = ("in-out", "chat-template")
+ANSWERS = ("generate", "choice", "letter", "box")
+CONDITIONS = ("real", "blank", "shuffled")
+TOWER_SOURCES = ("timm", "open_clip")
+PRECISIONS = ("fp32", "bf16")
+HALVES = ("align", "instruct")
+"""The halves of a data mix."""
+
+
+def local(default: Any = MISSING) -> Any:
+    """A field that cannot change a result."""
+    return field(default=default, metadata={"changes_result": False})
+
+
+ORDERED = {"ordered": True}
+"""Metadata of a dict whose order is part of its meaning."""
+
+WEIGHTS = {"weights": True}
+"""Metadata of a field that says where weights are: what they hold counts, not only where."""
+
+
+@dataclass
+class Tower:
+    """One vision tower. Its shape is stated here so that planning needs neither torch nor a hub."""
+
+    name: str = local()
+    source: str = "timm"
+    """Library that builds it: timm or open_clip."""
+    model: str = MISSING
+    """Architecture name in that library; `{pixels}` in it stands for the resolution."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Overrides of the architecture (embed_dim, depth, ...), for towers the library has no name for."""
+    weights: dict[int, str] = field(default_factory=dict, metadata=WEIGHTS)
+    """Resolution in pixels -> where its weights are: `hub`, `zoo:FILE` (shipped with this package) or a path."""
+    width: int = MISSING
+    depth: int = MISSING
+    heads: int = MISSING
+    patch: int = MISSING
+    prefix_tokens: int = 0
+    mlp_ratio: float = 4.0
+    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+
+
+@dataclass
+class Backbone:
+    """One tower, or several whose patch features are concatenated on the channel dimension, in this order."""
+
+    name: str = local()
+    towers: dict[str, Tower] = field(default_factory=dict, metadata=ORDERED)
+
+
+@dataclass
+class Resolution:
+    name: str = local()
+    pixels: int = MISSING
+
+
+@dataclass
+class Resize:
+    """How an image becomes a square (prismatic-vlms: letterbox, resize-naive, resize-crop)."""
+
+    name: str = local()
+    strategy: str = MISSING
+
+
+@dataclass
+class Projector:
+    name: str = local()
+    kind: str = MISSING
+
+
+@dataclass
+class LanguageModel:
+    """A causal LM that `AutoModelForCausalLM.from_pretrained` loads, with the shape that planning needs."""
+
+    name: str = local()
+    weights: str = field(default=MISSING, metadata=WEIGHTS)
+    """`zoo:FOLDER` (shipped with this package), a local folder, or a hub id."""
+    prompt: str = MISSING
+    """in-out (base models: `In: ..\\nOut: ..`) or chat-template (the tokenizer's own)."""
+    width: int = MISSING
+    depth: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    mlp_width: int = MISSING
+    vocabulary: int = MISSING
+    context: int = MISSING
+    tied_embeddings: bool = False
+
+
+@dataclass
+class Stage:
+    """One training phase. Sums of examples, not steps, decide its length, so it does not depend on the batch size."""
+
+    trains: list[str] = field(default_factory=list)
+    """Which of vision, projector, llm are trained; the rest is frozen."""
+    data: str = "instruct"
+    """Which half of the data mix it reads: align or instruct."""
+    epochs: float | None = None
+    """Passes over the data; null takes the schedule's, which only the last stage may and must do."""
+    global_batch: int = MISSING
+    learning_rate: float = MISSING
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    vision_learning_rate: float | None = None
+
+
+@dataclass
+class Stages:
+    name: str = local()
+    chain: dict[str, Stage] = field(default_factory=dict, metadata=ORDERED)
+    """Stage name (align, finetune, full-finetune) -> recipe, in the order they run."""
+
+
+@dataclass
+class Schedule:
+    """Train time of the last stage."""
+
+    name: str = local()
+    epochs: float = 1.0
+    max_steps: int | None = None
+
+
+@dataclass
+class Source:
+    """Conversations of one `chat.json`."""
+
+    dataset: str = MISSING
+    """Prepared dataset = folder under the data root; image paths in the file are relative to it."""
+    file: str = MISSING
+    """chat.json inside that folder, e.g. `instruct/chat.json`."""
+    version: str = "1"
+    examples: int | None = None
+    """Only the first so many; null is all."""
+
+
+@dataclass
+class DataMix:
+    name: str = local()
+    align: dict[str, Source] = field(default_factory=dict)
+    instruct: dict[str, Source] = field(default_factory=dict)
+
+
+@dataclass
+class Benchmark:
+    name: str = MISSING
+    index: str = MISSING
+    """Folder with index.jsonl under the data root."""
+    version: str = "1"
+    prompt: str = MISSING
+    """Template over {question}, {options}, {context}."""
+    answer: str = MISSING
+    """How an answer is obtained: generate | choice | letter | box."""
+    choices: list[str] = field(default_factory=list)
+    max_new_tokens: int = 16
+    scorer: str = MISSING
+    iou_threshold: float = 0.5
+    examples: int | None = None
+    """Only the first so many of the index; null is all."""
+
+
+@dataclass
+class Suite:
+    name: str = local()
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
+    conditions: list[str] = field(default_factory=lambda: ["real"])
+    """What the model is shown: its image (real), a grey one (blank), another example's (shuffled)."""
+    examples: int | None = None
+    """Overrides `examples` of every benchmark when set."""
+
+
+@dataclass
+class Engine:
+    """Where and how it runs. Only `precision` changes a result."""
+
+    name: str = local()
+    precision: str = "fp32"
+    device: str = local("auto")
+    workers: int = local(0)
+    """Local processes a sweep runs at a time; 0 is one per core."""
+    micro_batch: int = local(0)
+    """Examples per forward pass; 0 is the whole global batch."""
+    eval_batch: int = local(64)
+    checkpoint_seconds: float = local(20.0)
+    keep_checkpoints: int = local(2)
+    retries: int = local(1)
+
+
+@dataclass
+class Tracking:
+    name: str = local()
+    mlflow: bool = local(True)
+    uri: str | None = local(None)
+    """MLflow tracking URI; null is a SQLite file in the store."""
+
+
+@dataclass
+class Store:
+    name: str = local()
+    root: str = local("prism-store")
+    data: str | None = local(None)
+    """Where prepared data live; null is <root>/data."""
+
+
+@dataclass
+class Cell:
+    """One point of the grid: everything that decides what is trained and how it is scored."""
+
+    backbone: Backbone = field(default_factory=Backbone)
+    resolution: Resolution = field(default_factory=Resolution)
+    resize: Resize = field(default_factory=Resize)
+    projector: Projector = field(default_factory=Projector)
+    llm: LanguageModel = field(default_factory=LanguageModel)
+    stages: Stages = field(default_factory=Stages)
+    data_mix: DataMix = field(default_factory=DataMix)
+    schedule: Schedule = field(default_factory=Schedule)
+    suite: Suite = field(default_factory=Suite)
+    engine: Engine = field(default_factory=Engine)
+    tracking: Tracking = field(default_factory=Tracking)
+    store: Store = field(default_factory=Store)
+    seed: int = 1
+
+
+@dataclass
+class Block:
+    """One part of a study's grid; a grid is the union of its blocks."""
+
+    vary: str = "product"
+    """product | one-at-a-time (around the baseline) | together (paired, equally long lists)."""
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass
+class Study:
+    """A named set of cells with a baseline cell and the axes under test (`conf/study/`)."""
+
+    description: str = ""
+    base: dict[str, Any] = field(default_factory=dict)
+    """Overrides of every cell: axis -> choice, or dotted key -> value. The baseline cell is exactly these."""
+    grid: list[Block] = field(default_factory=list)
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+    """A cell that agrees with all entries of one of these is left out."""
+    seeds: list[int] = field(default_factory=lambda: [1])

@@ -1,0 +1,1 @@
+"""Conversations, mixtures, batching and preparation of training and benchmark data."""

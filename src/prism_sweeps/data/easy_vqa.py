@@ -1,0 +1,99 @@
+"""easy-VQA (Victor Zhou, 2019, MIT licence): 5,000 synthetic 64 px images of one shape, 48,248 questions, 13 answers.
+
+Source: https://pypi.org/project/easy-vqa/ 1.0. Its yes/no questions are mostly answerable without the image (three
+colours out of four are "no"); shape and colour questions are not. So `type` splits them, and yes/no by what is asked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prism_sweeps.config.errors import DataError
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+
+
+class Question(NamedTuple):
+    text: str
+    answer: str
+    image: int
+
+
+def prepare_easy_vqa(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
+    """Writes `train/chat.json` (one conversation per image), `test/index.jsonl`, and their images.
+
+    Raises DataError when the package `easy-vqa` is not installed.
+    """
+    package = package_data()
+    for done, split in enumerate(("train", "test")):
+        progress(done, 2, f"easy-vqa {split}")
+        shutil.copytree(package / split / "images", folder / split / "images")
+    write_chat(folder / "train" / "chat.json", read_questions(package / "train" / "questions.json"))
+    write_index(folder / "test" / "index.jsonl", read_questions(package / "test" / "questions.json"))
+    progress(2, 2, "easy-vqa")
+
+
+def package_data() -> Path:
+    """Where the installed package keeps its files. Raises DataError when it is not installed."""
+    spec = importlib.util.find_spec("easy_vqa")
+    if spec is None or spec.origin is None:
+        raise DataError("dataset 'easy-vqa' comes from the package easy-vqa: pip install 'prism-sweeps[easy-vqa]'")
+    return Path(spec.origin).parent / "data"
+
+
+def read_questions(path: Path) -> list[Question]:
+    return [Question(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_chat(path: Path, questions: list[Question]) -> None:
+    """All questions about an image as one conversation; image paths are relative to the dataset's folder."""
+    by_image: defaultdict[int, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_image[question.image].append(question)
+    entries = [conversation(image, group) for image, group in sorted(by_image.items())]
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def conversation(image: int, questions: list[Question]) -> dict[str, Any]:
+    turns = []
+    for number, question in enumerate(questions):
+        text = ("<image>\n" if number == 0 else "") + question.text + SHORT_ANSWER
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
+    return {"id": f"easy-vqa-{image}", "image": f"train/images/{image}.png", "conversations": turns}
+
+
+def write_index(path: Path, questions: list[Question]) -> None:
+    """The test questions as a benchmark's index, grouped by image; image paths are relative to the index."""
+    seen: defaultdict[int, int] = defaultdict(int)
+    lines = []
+    for question in sorted(questions, key=lambda question: question.image):
+        row = {
+            "id": f"{question.image}-{seen[question.image]}",
+            "image": f"images/{question.image}.png",
+            "question": question.text,
+            "answers": [question.answer],
+            "options": None,
+            "box": None,
+            "context": None,
+            "tags": {"type": kind(question)},
+        }
+        seen[question.image] += 1
+        lines.append(json.dumps(row) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def kind(question: Question) -> str:
+    """shape, colour, or yes/no about a shape or a colour."""
+    if question.answer in SHAPES:
+        return "shape"
+    if question.answer in COLOURS:
+        return "colour"
+    return "yes/no shape" if any(shape in question.text for shape in SHAPES) else "yes/no colour"

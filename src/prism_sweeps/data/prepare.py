@@ -1,0 +1,83 @@
+"""Prepared datasets by name: made once, whole or not at all, whoever asks first."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from prism_sweeps.config.errors import DataError, nearest
+from prism_sweeps.data.easy_vqa import prepare_easy_vqa
+from prism_sweeps.data.nano_world.prepare import prepare_benchmarks, prepare_training
+
+Progress = Callable[[int, int, str], None]
+Make = Callable[[Path, int, Progress], None]
+"""Writes a dataset into a folder, with so many worker processes, telling (done, total, note)."""
+
+SCENES = re.compile(r"nano-world-([1-9]\d{0,8})")
+NAMES = ("nano-world-6000", "nano-benchmarks", "easy-vqa")
+BENCHMARK_EXAMPLES = 300
+
+
+def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress) -> Path:
+    """The folder of dataset `name` under `data_root`, made now when it is not there.
+
+    Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 300
+    examples) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
+    processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither.
+    """
+    folder = data_root / name
+    if folder.is_dir():
+        return folder
+    make = maker(name)
+    if make is None:
+        raise DataError(
+            f"there is no dataset '{name}' in {data_root} and no recipe that prepares it (nano-world-<N> takes any "
+            f"number of scenes); {nearest(name, NAMES)}"
+        )
+    data_root.mkdir(parents=True, exist_ok=True)
+    with locked(data_root / f".{name}.lock"):
+        if not folder.is_dir():
+            prepare(make, folder, workers or len(os.sched_getaffinity(0)), progress)
+    return folder
+
+
+def maker(name: str) -> Make | None:
+    """The recipe of a dataset, by its name."""
+    if scenes := SCENES.fullmatch(name):
+        count = int(scenes[1])
+        return lambda folder, workers, progress: prepare_training(folder, count, workers, progress)
+    if name == "nano-benchmarks":
+        return lambda folder, workers, progress: prepare_benchmarks(folder, BENCHMARK_EXAMPLES, workers, progress)
+    return prepare_easy_vqa if name == "easy-vqa" else None
+
+
+def prepare(make: Make, folder: Path, workers: int, progress: Progress) -> None:
+    """Makes the dataset beside its place and moves it there when it is whole. Call it with the dataset's lock held."""
+    for abandoned in folder.parent.glob(f".{folder.name}.tmp-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
+    try:
+        make(temporary, workers, progress)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(f"dataset '{folder.name}' cannot be written to {folder}: {error}; nothing was left") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits for an exclusive lock on `path`; the kernel frees it when its holder ends, however that happens."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

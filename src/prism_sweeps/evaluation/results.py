@@ -1,0 +1,62 @@
+"""From scored predictions to a benchmark's result. All scores are in percent."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from prism_sweeps.evaluation.scorers import Row, Scorer, accuracy, by_tag, percent
+
+
+def result_of(rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
+    """Score, standard error, n, further metrics, and the score for each value of each tag.
+
+    The standard error is null when fewer than two images were asked about. It does not depend on the order of `rows`.
+    """
+    strata = [str(row["tags"].get("split", "")) for row in rows] if scorer.equal_splits else [""] * len(rows)
+    score, error = score_and_error(rows, strata)
+    empty = sum(not row["answer"].strip() for row in rows)
+    return {
+        "score": score,
+        "standard_error": error,
+        "n": len(rows),
+        "metrics": {**scorer.metrics(rows), "empty_answers": percent(empty, len(rows))},
+        "groups": {tag: groups_of(rows, tag) for tag in sorted({tag for row in rows for tag in row["tags"]})},
+    }
+
+
+def groups_of(rows: Sequence[Row], tag: str) -> dict[str, dict[str, float]]:
+    return {value: {"score": accuracy(part), "n": len(part)} for value, part in by_tag(rows, tag).items()}
+
+
+def score_and_error(rows: Sequence[Row], strata: Sequence[str]) -> tuple[float, float | None]:
+    """Unweighted mean over strata of their mean scores, and its standard error; both in percent."""
+    scores = [row["score"] for row in rows]
+    members: dict[str, list[float]] = defaultdict(list)
+    for stratum, value in zip(strata, scores, strict=True):
+        members[stratum].append(value)
+    means = {stratum: math.fsum(values) / len(values) for stratum, values in members.items()}
+    shares = [
+        (value - means[stratum]) / (len(means) * len(members[stratum]))
+        for stratum, value in zip(strata, scores, strict=True)
+    ]
+    error = clustered_error(shares, [row["image"] for row in rows])
+    return 100 * math.fsum(means.values()) / len(means), None if error is None else 100 * error
+
+
+def clustered_error(shares: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
+    """Standard error of a mean whose deviations are not independent within a cluster; null for fewer than two clusters.
+
+    With shares (s_i - mean) / n: SE^2 = G / (G - 1) * sum over the G clusters of (sum of its shares)^2. This is
+    equation 4 of Miller 2024, "Adding Error Bars to Evals" (arXiv 2411.00640), with the factor for few clusters, so
+    that it is the plain standard error of the mean when each example has a cluster of its own.
+    """
+    members: dict[Hashable, list[float]] = defaultdict(list)
+    for share, cluster in zip(shares, clusters, strict=True):
+        members[cluster].append(share)
+    count = len(members)
+    if count < 2:
+        return None
+    return math.sqrt(count / (count - 1) * math.fsum(math.fsum(part) ** 2 for part in members.values()))

@@ -1,0 +1,146 @@
+"""Worker processes as the parent sees them: started, given jobs, listened to, replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType, TracebackType
+
+from prism_sweeps.config.errors import PrismError
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.config.specs import Job
+from prism_sweeps.launching.machine import worker_environment
+from prism_sweeps.launching.run_job import Run
+from prism_sweeps.launching.worker import Message, work
+from prism_sweeps.tracking.records import Store
+
+SPAWN = multiprocessing.get_context("spawn")
+END_SECONDS = 5.0
+
+
+class LaunchError(PrismError):
+    """Jobs cannot be run here."""
+
+
+@dataclass
+class Worker:
+    """One worker process; `loaded` is the training job whose weights its last job used or made."""
+
+    index: int
+    process: SpawnProcess
+    connection: Connection
+    ready: bool = False
+    job: Job | None = None
+    loaded: str | None = None
+
+    def give(self, job: Job) -> None:
+        """Sends it a job. A worker that has just died takes none; its end is heard of by `Pool.listen`."""
+        self.job = job
+        self.loaded = job.fingerprint if job.kind == "train" else job.parents[0]
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(job)
+
+
+class Pool:
+    """So many workers, alike but for their cores and GPU."""
+
+    def __init__(self, count: int, run: Run, store: Store, engine: Engine, preload: Sequence[str]) -> None:
+        self.count, self.run, self.store, self.engine, self.preload = count, run, store, engine, preload
+        self.workers: list[Worker] = []
+
+    def __enter__(self) -> Pool:
+        self.workers = [self._started(index) for index in range(self.count)]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.ask_to_stop()
+        for worker in self.workers:
+            worker.process.join(END_SECONDS if worker.ready and kind is None else 0.1)
+        self.kill()
+
+    def _started(self, index: int) -> Worker:
+        environment = worker_environment(self.engine, index, self.count)
+        here, there = SPAWN.Pipe()
+        process = SPAWN.Process(
+            target=work,
+            args=(there, self.run, self.store, self.engine, environment, tuple(self.preload)),
+            name=f"prism-worker-{index}",
+            daemon=False,
+        )
+        # Ctrl-C reaches the whole terminal group; workers are told by the parent instead, from their first instruction.
+        with ignoring(signal.SIGINT, signal.SIGHUP):
+            process.start()
+        there.close()
+        return Worker(index, process, here)
+
+    def replace(self, worker: Worker) -> None:
+        """Starts a new process in the place of a dead one."""
+        worker.connection.close()
+        self.workers[worker.index] = self._started(worker.index)
+
+    def listen(self, seconds: float) -> Iterator[tuple[Worker, Message | None]]:
+        """What workers have said, waiting at most so long; None for a worker that died."""
+        by_connection = {worker.connection: worker for worker in self.workers if not worker.connection.closed}
+        for connection in wait(list(by_connection), seconds):
+            assert isinstance(connection, Connection)
+            worker = by_connection[connection]
+            try:
+                message: Message | None = connection.recv()
+            except (EOFError, OSError):
+                message = None
+                worker.process.join()
+            yield worker, message
+
+    def ask_to_stop(self) -> None:
+        """Tells every worker to end its job at the next safe point, and then itself."""
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.connection.send(None)
+
+    def kill(self) -> None:
+        """Ends every worker now; what they did since their last checkpoint is lost."""
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+
+
+@contextlib.contextmanager
+def ignoring(*signals: signal.Signals) -> Iterator[None]:
+    """Processes started inside ignore these signals until they say otherwise."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class StopRequests:
+    """How often the user has asked to stop (Ctrl-C, SIGTERM, a closed terminal)."""
+
+    count: int = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Counts requests to stop instead of dying of them. A signal that was ignored (nohup) stays so."""
+    requests = StopRequests()
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, requests)
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

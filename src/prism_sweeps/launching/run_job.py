@@ -1,0 +1,103 @@
+"""One job, here and now: claimed, begun, worked on, and its end written down."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from prism_sweeps.config.errors import PrismError, StoreError
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.config.specs import Job
+from prism_sweeps.tracking.files import explained
+from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
+
+Run = Callable[[Job, Store, Engine, Report, Callable[[], bool]], dict[str, Any]]
+"""Runs one job: (job, store, engine, report, stop) -> result."""
+
+WORK = {
+    "train": ("prism_sweeps.training.stage", "train_stage"),
+    "evaluate": ("prism_sweeps.evaluation.runner", "evaluate"),
+}
+"""Kind of job -> module and function that does it, imported when first needed because they import torch."""
+
+
+def run_job(job: Job, store: Store, engine: Engine, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+    """The job's result: found in its record when it is done, worked out otherwise.
+
+    Raises JobBusy when another process is at it, Interrupted when `stop()` asked for it (the next attempt goes on from
+    the checkpoint), and whatever the work raises, after writing it to the record and the log.
+    """
+    record = store.job(job.fingerprint)
+    if record.state()["status"] == "done":
+        return finished_result(record)
+    with record.claim():
+        if record.state()["status"] == "done":
+            return finished_result(record)
+        check_parents(job, store)
+        record.begin(job, engine)
+        note(record, f"attempt {record.state()['attempts']} of {job.title}")
+        try:
+            result = work_of(job)(job.spec, record, store, engine, report, stop)
+        except (Interrupted, KeyboardInterrupt):
+            record.interrupt()
+            note(record, "interrupted; it can be gone on with")
+            raise
+        except BaseException as error:
+            note(record, traceback.format_exc().rstrip())
+            record.fail(describe(error))
+            raise
+        record.finish(result)
+        note(record, "done")
+    return result
+
+
+def work_of(job: Job) -> Callable[..., dict[str, Any]]:
+    module, name = WORK[job.kind]
+    function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def finished_result(record: JobRecord) -> dict[str, Any]:
+    result: dict[str, Any] = record.state()["result"]
+    return result
+
+
+def check_parents(job: Job, store: Store) -> None:
+    """Raises StoreError unless the weights that the job starts from are there."""
+    for fingerprint in job.parents:
+        parent = store.job(fingerprint)
+        if parent.weights.is_dir():
+            continue
+        if parent.state()["status"] == "done":
+            raise StoreError(
+                f"{job.title}: job {fingerprint} is done but its weights {parent.weights} are gone; "
+                f"remove {parent.path} to train it again"
+            )
+        raise StoreError(f"{job.title}: job {fingerprint}, whose weights it needs, has not been run")
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line; the user's own errors without their class."""
+    text = str(error).strip() or type(error).__name__
+    return text if isinstance(error, PrismError) else f"{type(error).__name__}: {text}"
+
+
+def note(record: JobRecord, text: str) -> None:
+    """Adds dated lines to the job's log."""
+    stamp = f"[{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()} {os.getpid()}]"
+    with explained("append to", record.log, "the job's state is kept"), record.log.open("a", encoding="utf-8") as log:
+        log.write(f"{stamp} {text}\n")
+
+
+def last_lines(record: JobRecord, count: int) -> list[str]:
+    """The end of the job's log; [] when there is none."""
+    if not record.log.exists():
+        return []
+    with record.log.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 200 * count))
+        return log.read().decode(errors="replace").splitlines()[-count:]

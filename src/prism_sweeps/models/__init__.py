@@ -1,0 +1,1 @@
+"""Vision towers, resize, projector, language models, prompts, the VLM."""

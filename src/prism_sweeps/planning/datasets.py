@@ -1,0 +1,63 @@
+"""How many examples the datasets hold that this package prepares, and how long their texts are, without reading them.
+
+Sizes are exact but for `lvis4v` and `lrv`, which skip diagrams (6 % of the pictures). Text lengths are means over 240
+pictures at 3.5 characters a token, about what a tokenizer of the nano world or of English gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from prism_sweeps.config.schema import Benchmark, Source
+
+NANO_WORLD = re.compile(r"nano-world-(\d+)")
+NANO_BENCHMARK_EXAMPLES = 300
+EASY_VQA = {"train/chat.json": 4000, "test": 9673}
+
+PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}
+"""Conversations per scene in each source of a nano world."""
+TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 250}
+"""By the folder of the chat file; `train` is easy-VQA's."""
+OTHER_TEXT_TOKENS = 200
+QUESTION_TOKENS = 30
+"""A benchmark's prompt and answer."""
+
+
+def known_examples(sources: Mapping[str, Source]) -> int | None:
+    """Examples of all `sources` together, each cut to its own `examples`; None if one of them is not known."""
+    counts = [_source_examples(source) for source in sources.values()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def text_tokens(sources: Mapping[str, Source]) -> int:
+    """Estimated text tokens of an example, averaged over `sources` by their sizes."""
+    counted = [(_source_examples(source) or 1, _source_tokens(source)) for source in sources.values()]
+    total = sum(count for count, _ in counted)
+    return round(sum(count * tokens for count, tokens in counted) / total) if total else OTHER_TEXT_TOKENS
+
+
+def benchmark_examples(benchmark: Benchmark) -> int | None:
+    """Examples a benchmark asks about; None if neither it nor its dataset says."""
+    dataset, _, inside = benchmark.index.partition("/")
+    held = {"nano-benchmarks": NANO_BENCHMARK_EXAMPLES, "easy-vqa": EASY_VQA.get(inside)}.get(dataset)
+    return _least(held, benchmark.examples)
+
+
+def _source_examples(source: Source) -> int | None:
+    nano = NANO_WORLD.fullmatch(source.dataset)
+    if nano is not None:
+        per_scene = PER_SCENE.get(source.file.partition("/")[0])
+        held = None if per_scene is None else round(int(nano[1]) * per_scene)
+    else:
+        held = EASY_VQA.get(source.file) if source.dataset == "easy-vqa" else None
+    return _least(held, source.examples)
+
+
+def _source_tokens(source: Source) -> int:
+    return TEXT_TOKENS.get(source.file.partition("/")[0], OTHER_TEXT_TOKENS)
+
+
+def _least(held: int | None, wanted: int | None) -> int | None:
+    return min((count for count in (held, wanted) if count is not None), default=None)

@@ -1,0 +1,70 @@
+"""One cell as jobs: its chain of stages, then one evaluation per benchmark and condition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from prism_sweeps.config.fingerprint import fingerprint
+from prism_sweeps.config.schema import MODULES, Benchmark, Cell, Stage
+from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+
+
+def jobs_of(cell: Cell) -> tuple[list[Job], list[Job]]:
+    """The training jobs of a checked cell, each the parent of the next, and the evaluations of the last one's weights.
+
+    A stage's job holds only what that stage uses, so cells that differ in later stages, in the other half of the mix
+    or in the schedule share it.
+    """
+    model = ModelSpec(cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm)
+    train: list[Job] = []
+    for name in cell.stages.chain:
+        train.append(_training_job(cell, model, name, parent=train[-1].fingerprint if train else None))
+    return train, _evaluation_jobs(cell, model, parent=train[-1].fingerprint)
+
+
+def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None) -> Job:
+    stage = cell.stages.chain[name]
+    last = name == list(cell.stages.chain)[-1]
+    sources = cell.data_mix.align if stage.data == "align" else cell.data_mix.instruct
+    spec = StageSpec(
+        name=name,
+        model=model,
+        stage=_resolved(stage, cell.schedule.epochs),
+        # Sorted, so that the order in which a YAML lists them means nothing.
+        sources=dict(sorted(sources.items())),
+        seed=cell.seed,
+        precision=cell.engine.precision,
+        max_steps=cell.schedule.max_steps if last else None,
+        parent=parent,
+    )
+    return Job(fingerprint(spec), f"{name}: {_label(cell)}", spec, [parent] if parent else [])
+
+
+def _resolved(stage: Stage, epochs: float) -> Stage:
+    trains = [module for module in MODULES if module in stage.trains]
+    return replace(stage, trains=trains, epochs=epochs if stage.epochs is None else stage.epochs)
+
+
+def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str) -> list[Job]:
+    jobs = []
+    for benchmark, condition in product(cell.suite.benchmarks.values(), cell.suite.conditions):
+        spec = EvaluationSpec(
+            model=model,
+            benchmark=_shortened(benchmark, cell.suite.examples),
+            condition=condition,
+            parent=parent,
+            precision=cell.engine.precision,
+        )
+        shown = "" if condition == "real" else f" ({condition})"
+        jobs.append(Job(fingerprint(spec), f"{benchmark.name}{shown}: {_label(cell)}", spec, [parent]))
+    return jobs
+
+
+def _shortened(benchmark: Benchmark, examples: int | None) -> Benchmark:
+    return benchmark if examples is None else replace(benchmark, examples=examples)
+
+
+def _label(cell: Cell) -> str:
+    parts = (cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm)
+    return f"{' '.join(part.name for part in parts)} seed {cell.seed}"

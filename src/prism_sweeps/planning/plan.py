@@ -1,0 +1,269 @@
+"""The plan: every cell of a study and every job they need, each job once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from prism_sweeps.config.checks import check_cell
+from prism_sweeps.config.compose import DesignSpace, design_space, load_study
+from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.fingerprint import fingerprint
+from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
+from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
+from prism_sweeps.config.specs import Job
+from prism_sweeps.planning.cost import job_cost
+from prism_sweeps.planning.grid import PLACE, Grid, Point, check_rules, lookup, matches, with_overrides
+from prism_sweeps.planning.jobs import jobs_of
+
+SHOWN = (*AXES, "suite")
+"""The choices that describe a cell; the others only say where it runs."""
+
+
+@dataclass
+class PlannedCell:
+    """One cell of a plan. `train` and `evaluate` are fingerprints of jobs; `config` is the whole cell as plain data."""
+
+    id: str
+    choices: dict[str, str]
+    overrides: dict[str, Any]
+    """What differs from the study's base; {} for the baseline, whatever its seed."""
+    seed: int
+    baseline: bool
+    config: dict[str, Any]
+    train: list[str]
+    evaluate: list[str]
+
+
+@dataclass
+class Plan:
+    study: str
+    description: str
+    axes: dict[str, list[str]]
+    """Axes under test -> their values, the baseline's first."""
+    cells: list[PlannedCell]
+    jobs: dict[str, Job]
+    engine: Engine
+    tracking: Tracking
+    store: Store
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON-able data."""
+        content: dict[str, Any] = plain(self)
+        return content
+
+    @staticmethod
+    def from_plain(content: Mapping[str, Any]) -> Plan:
+        """The plan that `to_plain` wrote; ConfigError where it is malformed."""
+        jobs = {fp: _job_from_plain(fp, job) for fp, job in content.get("jobs", {}).items()}
+        plan = from_plain(Plan, {**content, "jobs": {}}, "plan")
+        plan.jobs = jobs
+        return plan
+
+
+def make_plan(study_or_overrides: Sequence[str], name: str | None = None, config_dir: Path | None = None) -> Plan:
+    """The plan of a study (`nano/axes`), with overrides behind its name, or of an ad-hoc grid of overrides alone.
+
+    Cells and pairs that cannot work raise one ConfigError that names them all. `name` is the plan's own; by default the
+    study's, or `adhoc-` and a hash of the grid.
+    """
+    space = design_space(config_dir)
+    given, overrides = _split(study_or_overrides)
+    study = load_study(given, config_dir) if given else Study(description=" ".join(overrides))
+    grid = with_overrides(study, overrides, space)
+    check_rules(grid.study, space)
+    base = _Base(*space.cell(grid.study.base))
+    cells, jobs = _cells_and_jobs(_composed(grid, base, space), grid, config_dir)
+    return Plan(
+        study=name or given or _adhoc_name(grid),
+        description=study.description,
+        axes=_axes(cells, base, grid),
+        cells=cells,
+        jobs=jobs,
+        engine=base.cell.engine,
+        tracking=base.cell.tracking,
+        store=base.cell.store,
+    )
+
+
+class _Base:
+    """The baseline cell, against which points are told apart."""
+
+    def __init__(self, cell: Cell, choices: dict[str, str]) -> None:
+        self.cell, self.choices, self.config = cell, choices, plain(cell)
+
+    def value(self, key: str) -> Any:
+        return self.choices.get(key, lookup(self.config, key))
+
+    def differing(self, point: Point, choices: Mapping[str, str], config: Mapping[str, Any]) -> Point:
+        """The entries of `point` that change the baseline, with the values that its cell has in the end."""
+        changed = {key for key in point if key in GROUPS and choices[key] != self.choices[key]}
+        differing = {}
+        for key in point:
+            value = choices[key] if key in GROUPS else lookup(config, key)
+            # In another choice of its group a key may have had another value, so there it always counts.
+            if key in changed or key.partition(".")[0] in changed or value != self.value(key):
+                differing[key] = value
+        return differing
+
+
+@dataclass
+class _Composed:
+    cell: Cell
+    choices: dict[str, str]
+    config: dict[str, Any]
+    overrides: Point
+
+    def __str__(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.overrides.items()) or "the baseline"
+
+
+def _composed(grid: Grid, base: _Base, space: DesignSpace) -> list[_Composed]:
+    study, parts = grid.study, _PlainParts()
+    composed = []
+    for point in grid.points():
+        for seed in study.seeds:
+            cell, choices = space.cell({**study.base, **point, "seed": seed})
+            config = parts.of(cell)
+            composed.append(_Composed(cell, choices, config, base.differing(point, choices, config)))
+    return composed
+
+
+def _cells_and_jobs(
+    composed: Sequence[_Composed], grid: Grid, config_dir: Path | None
+) -> tuple[list[PlannedCell], dict[str, Job]]:
+    """Cells that are not excluded, each once, and their jobs, each once."""
+    cells: dict[str, PlannedCell] = {}
+    jobs: dict[str, Job] = {}
+    wrong: dict[str, str] = {}
+    for each in composed:
+        if any(matches(rule, each.choices, each.config) for rule in grid.study.exclude):
+            if not each.overrides:
+                raise ConfigError("exclude: a rule leaves out the baseline, which the others are compared with")
+            continue
+        try:
+            check_cell(each.cell, each.choices, config_dir)
+        except ConfigError as error:
+            wrong[str(each)] = str(error)
+            continue
+        identity = fingerprint(each.cell)
+        if identity not in cells:
+            cells[identity] = _planned(each, identity, jobs)
+    if wrong:
+        raise ConfigError(_cannot_work(wrong))
+    return list(cells.values()), jobs
+
+
+def _planned(each: _Composed, identity: str, jobs: dict[str, Job]) -> PlannedCell:
+    train, evaluate = jobs_of(each.cell)
+    for job in (*train, *evaluate):
+        jobs.setdefault(job.fingerprint, job)
+    return PlannedCell(
+        id=identity[:8],
+        choices={group: each.choices[group] for group in SHOWN},
+        overrides=each.overrides,
+        seed=each.cell.seed,
+        baseline=not each.overrides,
+        config=each.config,
+        train=[job.fingerprint for job in train],
+        evaluate=[job.fingerprint for job in evaluate],
+    )
+
+
+class _PlainParts:
+    """Cells as plain data; cells of a grid share their parts, so each part is converted once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, cell: Cell) -> dict[str, Any]:
+        return {each.name: self._part(getattr(cell, each.name)) for each in fields(cell)}
+
+    def _part(self, part: Any) -> Any:
+        # The part is kept with its conversion: an id is only its own while it lives.
+        if id(part) not in self._seen:
+            self._seen[id(part)] = (part, plain(part))
+        return self._seen[id(part)][1]
+
+
+def _cannot_work(wrong: Mapping[str, str]) -> str:
+    if len(wrong) == 1:
+        return next(iter(wrong.values()))
+    told = "\n".join(f"  {cell}: {error}" for cell, error in wrong.items())
+    return f"{len(wrong)} combinations cannot work; leave them out with a study's `exclude`:\n{told}"
+
+
+def _axes(cells: Sequence[PlannedCell], base: _Base, grid: Grid) -> dict[str, list[str]]:
+    """Axes whose value differs between cells, in the order the grid names them."""
+    named = dict.fromkeys(key for point in grid.points() for key in point)
+    values = {key: [base.value(key), *(c.overrides[key] for c in cells if key in c.overrides)] for key in named}
+    distinct = {key: list(dict.fromkeys(str(value) for value in seen)) for key, seen in values.items()}
+    return {key: seen for key, seen in distinct.items() if len(seen) > 1}
+
+
+def _adhoc_name(grid: Grid) -> str:
+    # Where it runs is left out: the same grid on another machine is the same study.
+    base = {key: value for key, value in grid.study.base.items() if key.partition(".")[0] not in PLACE}
+    content = json.dumps([base, grid.crossed, grid.study.seeds], sort_keys=True)
+    return f"adhoc-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    if arguments and "=" not in arguments[0] and not arguments[0].startswith("~"):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)
+
+
+def _job_from_plain(identity: str, content: Mapping[str, Any]) -> Job:
+    spec = spec_from_plain(content.get("spec", {}))
+    return Job(identity, str(content.get("title", "")), spec, [str(parent) for parent in content.get("parents", [])])
+
+
+def summary(plan: Plan, states: Mapping[str, str]) -> dict[str, Any]:
+    """What a plan holds and costs: `jobs`, one row each, and `totals`.
+
+    `states` maps fingerprints to the status of their records; a job not in it is new. A job's `cells` is how many cells
+    share it. Costs that cannot be told (unknown number of examples) are None in rows and counted in `unknown`.
+    """
+    used = Counter(fp for cell in plan.cells for fp in (*cell.train, *cell.evaluate))
+    rows = [
+        {
+            "fingerprint": fp,
+            "title": job.title,
+            "kind": job.kind,
+            "status": states.get(fp, "new"),
+            "cells": used[fp],
+            **plain(job_cost(job)),
+        }
+        for fp, job in plan.jobs.items()
+    ]
+    return {"jobs": rows, "totals": _totals(plan, rows)}
+
+
+def _totals(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    waiting = [row for row in rows if row["status"] != "done"]
+    once_per_cell = [row for row in rows for _ in range(row["cells"])]
+    return {
+        "cells": len(plan.cells),
+        "done": len(rows) - len(waiting),
+        "all": _sums(rows),
+        "to_run": _sums(waiting),
+        "without_sharing": _sums(once_per_cell),
+    }
+
+
+def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    known = [row for row in rows if row["flops"] is not None]
+    return {
+        "jobs": len(rows),
+        "train": sum(row["kind"] == "train" for row in rows),
+        "evaluate": sum(row["kind"] == "evaluate" for row in rows),
+        "tokens": sum(row["tokens"] for row in known),
+        "flops": sum(row["flops"] for row in known),
+        "unknown": len(rows) - len(known),
+    }

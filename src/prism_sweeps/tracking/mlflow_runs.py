@@ -1,0 +1,203 @@
+"""A study's records as MLflow runs: what each run holds, as plain data. No mlflow here.
+
+One run per cell: params are its axis choices, its seed and its resolved values; metrics are its scores, as
+`<benchmark>/<condition>` with `/standard_error` and further ones behind it; tags are fingerprints. Under it one child
+run per training stage, with the curve. Evaluations have no run of their own: hundreds of runs without a curve would
+say less than the metrics of their cell, and cost ten times the time. A stage that cells share has a child in each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.planning.plan import Plan, PlannedCell
+from prism_sweeps.tracking.records import Store
+
+FORMAT = 1
+"""Goes into digests: a change of what is imported imports everything again."""
+PLACES = ("engine", "tracking", "store", "suite")
+VALUE_LENGTH = 500
+NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
+
+Point = tuple[str, float, int, int]
+"""Metric, value, timestamp in milliseconds, step."""
+
+
+@dataclass
+class Run:
+    """One MLflow run. `key` finds it again within its experiment."""
+
+    key: str
+    name: str
+    status: str
+    """MLflow's: RUNNING, FINISHED, FAILED or SCHEDULED."""
+    started: int
+    """Milliseconds."""
+    ended: int | None
+    params: dict[str, str]
+    tags: dict[str, str]
+    points: list[Point]
+    children: list[Run] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """Changes whenever something about the run does."""
+        content = [FORMAT, self.name, self.status, self.started, self.ended, self.params, self.tags, self.points]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cell_runs(plan: Plan, store: Store) -> list[Run]:
+    """The runs of a study as its records have them now."""
+    states = {name: store.job(name).state() for name in plan.jobs}
+    curves = {
+        name: curve(store.job(name).read_metrics(), milliseconds(states[name]["started"]))
+        for name, job in plan.jobs.items()
+        if isinstance(job.spec, StageSpec)
+    }
+    return [cell_run(cell, plan, states, curves) for cell in plan.cells]
+
+
+def cell_run(
+    cell: PlannedCell, plan: Plan, states: Mapping[str, dict[str, Any]], curves: Mapping[str, list[Point]]
+) -> Run:
+    own = [*cell.train, *cell.evaluate]
+    started, ended = span([states[name] for name in own])
+    label = ", ".join(f"{axis}={value}" for axis, value in cell.overrides.items()) or "baseline"
+    tags = {
+        "prism.study": plan.study,
+        "prism.cell": cell.id,
+        "prism.baseline": str(cell.baseline).lower(),
+        "prism.seed": str(cell.seed),
+        "mlflow.note.content": plan.description,
+    }
+    tags |= {key_of("prism.job", *place(plan.jobs[name])): name for name in own}
+    return Run(
+        key=cell.id,
+        name=f"{label} · seed {cell.seed}",
+        status=status_of([states[name]["status"] for name in own]),
+        started=started,
+        ended=ended,
+        params=params_of(cell),
+        tags=tags,
+        points=[(name, value, ended or started, 0) for name, value in scores(cell, plan.jobs, states)],
+        children=[stage_run(cell, plan.jobs[name], states[name], curves[name]) for name in cell.train],
+    )
+
+
+def stage_run(cell: PlannedCell, job: Job, state: Mapping[str, Any], points: list[Point]) -> Run:
+    assert isinstance(job.spec, StageSpec)
+    started, ended = span([state])
+    results = numbers(state["result"] or {})
+    seconds = {name: float(state[name]) for name in ("seconds", "cpu_seconds", "gpu_seconds") if state.get(name)}
+    at_end = [(f"total/{name}", value, ended or started, 0) for name, value in (results | seconds).items()]
+    return Run(
+        key=f"{cell.id}/{job.fingerprint}",
+        name=job.spec.name,
+        status=status_of([state["status"]]),
+        started=started,
+        ended=ended,
+        params={
+            "stage": job.spec.name,
+            **dict(flat(job.spec.stage.__dict__)),
+            "attempts": str(state["attempts"]),
+        },
+        tags={"prism.cell": cell.id, "prism.job": job.fingerprint, "prism.title": job.title}
+        | {f"prism.{name}": str(state[name]) for name in ("host", "commit", "error") if state.get(name)},
+        points=[*points, *at_end],
+    )
+
+
+def place(job: Job) -> tuple[str, ...]:
+    """What a job is within its cell: its stage, or its benchmark and condition."""
+    if isinstance(job.spec, EvaluationSpec):
+        return job.spec.benchmark.name, job.spec.condition
+    return (job.spec.name,)
+
+
+def scores(
+    cell: PlannedCell, jobs: Mapping[str, Job], states: Mapping[str, dict[str, Any]]
+) -> Iterator[tuple[str, float]]:
+    """Metrics of a cell's finished evaluations; and their mean by condition, once all of a condition are done."""
+    by_condition: dict[str, list[float | None]] = {}
+    for name in cell.evaluate:
+        benchmark, condition = place(jobs[name])
+        result = states[name]["result"] if states[name]["status"] == "done" else None
+        by_condition.setdefault(condition, []).append(result and result["score"])
+        if result is None:
+            continue
+        yield key_of(benchmark, condition), float(result["score"])
+        for key, value in numbers({"standard_error": result.get("standard_error")} | result.get("metrics", {})).items():
+            yield key_of(benchmark, condition, key), value
+    for condition, found in by_condition.items():
+        if None not in found:
+            yield key_of("mean", condition), math.fsum(value for value in found if value is not None) / len(found)
+
+
+def params_of(cell: PlannedCell) -> dict[str, str]:
+    """Axis choices, the seed, and every resolved value that the model and its training have."""
+    config = {group: value for group, value in cell.config.items() if group not in PLACES}
+    return dict(flat(config)) | {"precision": str(cell.config["engine"]["precision"])} | dict(flat(cell.choices))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values under dotted keys, as text."""
+    for key, value in values.items():
+        name = key_of(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{name}.")
+        else:
+            yield name, str(value)[:VALUE_LENGTH]
+
+
+def curve(rows: Iterable[Mapping[str, Any]], started: int) -> list[Point]:
+    """Every number of every row. Rows carry no clock: the step's place in time comes from their own seconds."""
+    points: list[Point] = []
+    passed = 0.0
+    for row in rows:
+        passed += float(row.get("seconds") or 0.0)
+        at = started + round(1000 * passed)
+        points += [(key, value, at, int(row["step"])) for key, value in numbers(row).items() if key != "step"]
+    return points
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The entries that MLflow can hold as a metric."""
+    return {
+        key_of(key): float(value)
+        for key, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def key_of(*parts: str) -> str:
+    """A name that MLflow takes: word characters, dashes, dots, spaces, colons and slashes."""
+    return "/".join(NOT_ALLOWED.sub("_", str(part)) for part in parts)
+
+
+def status_of(states: Iterable[str]) -> str:
+    """MLflow's word for jobs in these states, taken together."""
+    found = set(states)
+    if "failed" in found:
+        return "FAILED"
+    if found <= {"done"}:
+        return "FINISHED"
+    return "SCHEDULED" if found <= {"new"} else "RUNNING"
+
+
+def span(states: Iterable[Mapping[str, Any]]) -> tuple[int, int | None]:
+    """First start and, when all have ended, last end, in milliseconds."""
+    known = list(states)
+    starts = [milliseconds(state["started"]) for state in known if state["started"]]
+    ends = [milliseconds(state["finished"]) for state in known if state["finished"]]
+    over = bool(known) and all(state["status"] in ("done", "failed") for state in known)
+    return min(starts, default=0), max(ends) if over and ends else None
+
+
+def milliseconds(seconds: float | None) -> int:
+    return round(1000 * (seconds or 0.0))

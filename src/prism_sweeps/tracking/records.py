@@ -1,0 +1,388 @@
+"""Run records: what ran, how far it got and what came out, as plain files that are true after any crash.
+
+    <root>/store.json             {"version": 1}
+    <root>/jobs/<fingerprint>/    config.yaml state.json metrics.jsonl predictions.jsonl checkpoints/ weights/ log lock
+    <root>/studies/<name>/        plan.json
+
+Whoever works on a job holds an exclusive `flock` on its `lock`; the kernel lets go of it when the process dies, so a
+record that says running while nobody holds the lock is one that was killed, and is read as interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prism_sweeps.config.errors import ConfigError, StoreError
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.config.specs import Job
+from prism_sweeps.tracking.files import (
+    append_rows,
+    explained,
+    make_folder,
+    read_json,
+    read_rows,
+    sync_folder,
+    write_atomic,
+)
+
+STORE_VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+=-]{0,127}")
+LIBRARIES = ("prism-sweeps", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "tokenizers")
+NEW_STATE: dict[str, Any] = {
+    "status": "new",
+    "attempts": 0,
+    "started": None,
+    "finished": None,
+    "seconds": 0.0,
+    "cpu_seconds": 0.0,
+    "gpu_seconds": 0.0,
+    "host": None,
+    "pid": None,
+    "commit": None,
+    "error": None,
+    "result": None,
+}
+
+Report = Callable[[int, int, str], None]
+"""Progress of a job: (units done, units in total, note such as `loss 1.23`)."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is not an error
+    """A job was asked to stop, wrote its checkpoint and can be gone on with."""
+
+
+class JobBusy(StoreError):  # noqa: N818 - it is a state of affairs, not an error
+    """Another live process is working on this job."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A folder of records; `data` is where prepared data live."""
+
+    root: Path
+    data: Path
+
+    @classmethod
+    def open(cls, root: Path, data: Path | None = None) -> Store:
+        """The store in `root`, created on first use. Raises StoreError for one that a newer version wrote."""
+        root = Path(root).expanduser().absolute()
+        stamp = root / "store.json"
+        if stamp.exists():
+            check_version(stamp)
+        else:
+            make_folder(root)
+            write_atomic(stamp, json.dumps({"version": STORE_VERSION}) + "\n")
+        return cls(root, root / "data" if data is None else Path(data).expanduser().absolute())
+
+    def job(self, fingerprint: str) -> JobRecord:
+        """The record of one job, whether it exists yet or not."""
+        if not NAME.fullmatch(fingerprint):
+            raise ConfigError(f"'{fingerprint}' is not a job fingerprint (16 hexadecimal digits)")
+        return JobRecord(self.root / "jobs" / fingerprint)
+
+    def study(self, name: str) -> StudyRecord:
+        """The record of one study. Raises ConfigError when `name` could lead out of the store."""
+        check_study_name(name)
+        return StudyRecord(name, self.root / "studies" / name)
+
+    def studies(self) -> list[str]:
+        """Names of the studies that have a plan here."""
+        folder = self.root / "studies"
+        return sorted(plan.parent.relative_to(folder).as_posix() for plan in folder.rglob("plan.json"))
+
+
+def check_version(stamp: Path) -> None:
+    """Raises StoreError when the store was written by a version whose records this one cannot read."""
+    version = read_json(stamp, "restore it, or use another folder as the store").get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise StoreError(f"{stamp} has no version number; it should be {json.dumps({'version': STORE_VERSION})}")
+    if version > STORE_VERSION:
+        raise StoreError(
+            f"the store {stamp.parent} has version {version}, this prism-sweeps reads up to version {STORE_VERSION}; "
+            "upgrade prism-sweeps, or use another store (--store FOLDER)"
+        )
+
+
+def check_study_name(name: str) -> None:
+    """Raises ConfigError unless every part of `name` between slashes is a plain file name."""
+    if not all(NAME.fullmatch(part) for part in name.split("/")):
+        raise ConfigError(
+            f"'{name}' cannot be the name of a study: use parts of letters, digits and _ . , + = - "
+            "that do not start with a dot or a sign, with / between them, e.g. nano/axes"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRecord:
+    """What was planned under one name."""
+
+    name: str
+    path: Path
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Replaces the plan."""
+        write_atomic(self.path / "plan.json", json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+
+    def plan(self) -> dict[str, Any]:
+        """The plan as written. Raises StoreError when there is none."""
+        path = self.path / "plan.json"
+        if not path.exists():
+            raise StoreError(
+                f"no study '{self.name}' in this store ({path} is missing); run it: prism sweep {self.name}"
+            )
+        return read_json(path, f"write it again: prism sweep {self.name}")
+
+
+@dataclasses.dataclass
+class JobRecord:
+    """One job's folder. One process writes at a time (inside `claim`); anyone may read."""
+
+    path: Path
+    _attempt: tuple[float, float] | None = dataclasses.field(default=None, repr=False)
+    """Wall clock and CPU seconds at the start of this process's attempt."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """Status and times of the job: status new | running | done | failed | interrupted. Raises StoreError."""
+        state = self._written_state()
+        if state["status"] == "running" and not self.busy():
+            # Its process may have finished between the two looks.
+            state = self._written_state()
+            if state["status"] == "running":
+                state["status"] = "interrupted"
+        return state
+
+    def _written_state(self) -> dict[str, Any]:
+        path = self.path / "state.json"
+        if not path.exists():
+            return dict(NEW_STATE)
+        return NEW_STATE | read_json(path, f"remove {path} to run the job again")
+
+    def _write_state(self, state: dict[str, Any]) -> None:
+        write_atomic(self.path / "state.json", json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+
+    def begin(self, job: Job, engine: Engine) -> None:
+        """Starts an attempt: writes the config, clears what a crash left, and marks the job running."""
+        self._clear_leftovers()
+        write_atomic(self.config, config_text(job, engine))
+        before = self._written_state()
+        if before["status"] == "running":
+            before["seconds"] += self._seconds_of_killed(before)
+        self._attempt = (time.time(), cpu_clock())
+        self._write_state(
+            before
+            | {
+                "status": "running",
+                "attempts": before["attempts"] + 1,
+                "started": before["started"] or self._attempt[0],
+                "attempt_started": self._attempt[0],
+                "finished": None,
+                "error": None,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "commit": source_commit(),
+                "kind": job.kind,
+                "title": job.title,
+            }
+        )
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Ends the attempt well; `result` is what the job found (JSON-able)."""
+        self._end("done", result=result, error=None)
+
+    def fail(self, error: str) -> None:
+        """Ends the attempt badly; the last checkpoint stays."""
+        self._end("failed", error=error)
+
+    def interrupt(self) -> None:
+        """Ends the attempt half-way; the next one goes on from the last checkpoint."""
+        self._end("interrupted")
+
+    def _end(self, status: str, **fields: Any) -> None:
+        state = self._written_state()
+        now = time.time()
+        if self._attempt is not None:
+            state["seconds"] += max(0.0, now - self._attempt[0])
+            state["gpu_seconds"] += max(0.0, now - self._attempt[0]) if on_gpu() else 0.0
+            state["cpu_seconds"] += max(0.0, cpu_clock() - self._attempt[1])
+            self._attempt = None
+        self._write_state(state | {"status": status, "finished": now} | fields)
+
+    def _seconds_of_killed(self, state: dict[str, Any]) -> float:
+        """How long an attempt that never ended was seen alive: from its start to its last write."""
+        written = [path.stat().st_mtime for path in (self.log, self.metrics, self.predictions) if path.exists()]
+        return max(0.0, max(written, default=0.0) - (state.get("attempt_started") or float("inf")))
+
+    def _clear_leftovers(self) -> None:
+        for leftover in [*self.path.glob("weights.tmp-*"), *self.path.glob(".*.tmp")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+    # ---- ownership
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Makes this process the only one that works on the job. Raises JobBusy when another live one does."""
+        make_folder(self.path)
+        with explained("lock", self.path / "lock", "nothing was changed"):
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            # `busy` holds the lock, shared, for an instant: a first refusal may come from a reader.
+            if not any(try_lock(descriptor, fcntl.LOCK_EX, pause) for pause in (0.0, 0.01, 0.05, 0.1)):
+                state = self._written_state()
+                raise JobBusy(f"job {self.fingerprint} is being worked on by process {state['pid']} on {state['host']}")
+            yield
+        finally:
+            os.close(descriptor)
+
+    def busy(self) -> bool:
+        """Whether a live process holds the claim."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return not try_lock(descriptor, fcntl.LOCK_SH, 0.0)
+        finally:
+            os.close(descriptor)
+
+    # ---- what it writes as it goes
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds one row, which has a `step`, to the curves."""
+        append_rows(self.metrics, [row], durable=False)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops rows beyond `step`: they belong to work that is about to be done again."""
+        rows = self.read_metrics()
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            write_atomic(self.metrics, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        return read_rows(self.metrics)
+
+    def append_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """Adds one batch of scored answers, durably."""
+        append_rows(self.predictions, rows, durable=True)
+
+    def read_predictions(self) -> list[dict[str, Any]]:
+        return read_rows(self.predictions)
+
+    @contextlib.contextmanager
+    def writing_weights(self) -> Iterator[Path]:
+        """A folder to write weights into, which becomes `weights` when the block ends well and vanishes otherwise."""
+        make_folder(self.path)
+        folder = Path(tempfile.mkdtemp(dir=self.path, prefix="weights.tmp-"))
+        try:
+            yield folder
+            with explained("put in place", self.weights, "the checkpoints are kept"):
+                folder.chmod(0o755)
+                for file in folder.iterdir():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+                sync_folder(folder)
+                if self.weights.exists():
+                    # os.replace refuses a folder that is not empty; here an attempt died after this very step.
+                    shutil.rmtree(self.weights)
+                folder.replace(self.weights)
+                sync_folder(self.path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def try_lock(descriptor: int, kind: int, pause: float) -> bool:
+    """After `pause` seconds, whether the lock could be had without waiting."""
+    time.sleep(pause)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def cpu_clock() -> float:
+    """CPU seconds of this process, all threads and ended children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def on_gpu() -> bool:
+    """Whether this process has used a CUDA device. A process that has not imported torch has not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def config_text(job: Job, engine: Engine) -> str:
+    """What a job was told, on what, as YAML."""
+    import yaml
+
+    plain = {"job": dataclasses.asdict(job), "engine": dataclasses.asdict(engine), "libraries": library_versions()}
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that can change a result."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+@cache
+def source_commit() -> str | None:
+    """The git commit of this code, with `-dirty` after it when files differ; None outside of a working copy."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""One stage: batches, optimiser, checkpoints, loop."""

@@ -1,0 +1,65 @@
+"""AdamW with its parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from prism_sweeps.config.schema import Stage
+
+NORMS = ("norm", "ln_", "layernorm")
+
+
+def build_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters. Each group's `peak` is the learning rate its schedule starts from.
+
+    Weight decay falls on matrices, never on biases, norms and other vectors. The groups are made before any sharding:
+    the reference makes them after, where every shard is a vector, and so decays nothing on several GPUs.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = stage.weight_decay if decays(name, parameter) else 0.0
+            groups.setdefault((peak_of(name, stage), decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
+            for (peak, decay), parameters in groups.items()
+        ],
+        betas=(stage.beta1, stage.beta2),
+        fused=True,
+    )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay falls on a parameter."""
+    return parameter.ndim >= 2 and not name.endswith("bias") and not any(norm in name.lower() for norm in NORMS)
+
+
+def peak_of(name: str, stage: Stage) -> float:
+    """The highest learning rate of a parameter: the vision tower may have its own."""
+    if name.startswith("vision.") and stage.vision_learning_rate is not None:
+        return stage.vision_learning_rate
+    return stage.learning_rate
+
+
+def schedule(step: int, steps: int, warmup_ratio: float) -> float:
+    """Fraction of the peak learning rate at `step` of `steps` (from 0): linear warm-up, then half a cosine towards 0.
+
+    This is transformers' `get_cosine_schedule_with_warmup` for `steps + 1` steps read one step later. The reference
+    reads it unshifted, so its first step has a learning rate of 0 and moves nothing; here the first step takes
+    1 / warm-up of the peak and the last one is still above 0.
+    """
+    warmup = int(steps * warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step + 1 - warmup) / (steps + 1 - warmup)))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
+    """Puts every group at `factor` of its peak; returns the highest of them."""
+    for group in optimiser.param_groups:
+        group["lr"] = factor * group["peak"]
+    return max(group["lr"] for group in optimiser.param_groups)

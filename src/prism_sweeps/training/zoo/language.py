@@ -1,0 +1,187 @@
+"""nano-base and nano-instruct: a small Llama that has read about the nano world, and the same one tuned to chat.
+
+Shapes: B documents, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from prism_sweeps.config.compose import design_space
+from prism_sweeps.config.schema import LanguageModel
+from prism_sweeps.data.nano_world.balance import Balance
+from prism_sweeps.data.nano_world.captions import caption, describe
+from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
+from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, scene
+from prism_sweeps.data.nano_world.text_only import text_only
+from prism_sweeps.models.prompts import Encoded, prompt_format
+from prism_sweeps.models.weights import ZOO
+from prism_sweeps.training.zoo.towers import Run, numbers, optimise, write_card
+
+SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
+# A word keeps the blank before it; digits stand alone, so that 0.37 is "0." "3" "7" and near numbers share tokens.
+WORDS = Regex(r", (?=\d)| ?0\.(?=\d)| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+")
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}<|end|>"
+    "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+DOCUMENTS = 8_000
+LONGEST = 384
+
+
+def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def told_scene(number: int) -> tuple[str, list[Turn]]:
+    """A scene in words (a caption or a dense description) and a dialogue about it."""
+    rng = generator("pretrain text", number)
+    simple = number % 2 == 0
+    told = scene("pretrain text", number, SIMPLE if simple else ORDINARY)
+    # Boxes are long: only simple scenes are told with them.
+    text = describe(told, rng) if simple else caption(told, rng)
+    return text, dialogue(told, rng, Balance())
+
+
+def document(number: int) -> str:
+    """Text of the kind a base model reads: a description, then questions with their answers, in several layouts."""
+    rng = generator("pretrain layout", number)
+    if number % 10 == 0:
+        text, turns = "", text_only(rng, number, Balance())
+    else:
+        text, turns = told_scene(number)
+    ask, answer = pick(rng, (("Question:", "Answer:"), ("Q:", "A:"), ("In:", "Out:")))
+    lines = [f"{ask} {question}\n{answer} {said}" for question, said in turns]
+    return "\n".join(([text] if text else []) + lines)
+
+
+def chat(number: int) -> list[tuple[str, str]]:
+    """Turns of a chat, the scene told in words in the first."""
+    rng = generator("chat", number)
+    if number % 3 == 0:
+        turns = text_only(rng, number + DOCUMENTS, Balance())
+    else:
+        text, turns = told_scene(number + 2 * DOCUMENTS)
+        turns = [(f"Here is a picture in words: {text}\n{turns[0][0]}", turns[0][1]), *turns[1:]] if turns else turns
+    return [(role, said) for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)]
+
+
+def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over 3,000 documents."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=llm.vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((document(number) for number in range(3_000)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=llm.context,
+    )
+
+
+def train_base() -> None:
+    """Next-token prediction on documents."""
+    llm = design_space().part("llm", "nano-base", {})
+    folder = ZOO / "nano-base"
+    tokenizer = train_tokenizer(llm)
+    tokenizer.save_pretrained(folder)
+    run = Run(DOCUMENTS, batch=16, learning_rate=2e-3)
+    texts = tokenizer([document(number) for number in range(DOCUMENTS)], truncation=True, max_length=LONGEST)
+    bos = tokenizer.bos_token_id
+    rows = [[bos, *ids, tokenizer.eos_token_id] for ids in texts["input_ids"]]
+    torch.manual_seed(run.seed)
+    model = new_llama(llm)
+    _learn(model, [Encoded(ids, [False] + [True] * (len(ids) - 1)) for ids in rows], run, "nano-base")
+    _save(model, folder, run, "next-token prediction on generated text")
+
+
+def train_instruct() -> None:
+    """nano-base, tuned on chats in its chat template; loss on the assistant's words."""
+    llm = design_space().part("llm", "nano-instruct", {})
+    folder = ZOO / "nano-instruct"
+    tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    run = Run(1_600, batch=16, learning_rate=7e-4)
+    writing = prompt_format(llm, tokenizer)
+    rows = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
+    model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
+    _learn(model, rows, run, "nano-instruct")
+    _save(model, folder, run, "nano-base, tuned on chats")
+
+
+def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
+    """A Llama of the stated shape, freshly initialised."""
+    config = LlamaConfig(
+        hidden_size=llm.width,
+        num_hidden_layers=llm.depth,
+        num_attention_heads=llm.heads,
+        num_key_value_heads=llm.kv_heads,
+        intermediate_size=llm.mlp_width,
+        vocab_size=llm.vocabulary,
+        max_position_embeddings=llm.context,
+        tie_word_embeddings=llm.tied_embeddings,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _learn(model: PreTrainedModel, rows: list[Encoded], run: Run, title: str) -> None:
+    # Neighbours in length share a batch; which batch comes when is drawn anew each pass.
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    batches = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
+    one_at_a_time = Run(len(batches), 1, 0.0, run.seed)
+    order = numbers(one_at_a_time, len(batches))
+
+    def loss_of(step: int) -> Tensor:
+        ids_BT, labels_BT = _padded(batches[int(order(step)[0])])
+        hidden = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
+        wanted = labels_BT[:, 1:] != -100
+        return F.cross_entropy(model.lm_head(hidden[wanted]), labels_BT[:, 1:][wanted])
+
+    optimise(run, model.parameters(), loss_of, title)
+
+
+def _padded(rows: list[Encoded]) -> tuple[Tensor, Tensor]:
+    longest = min(LONGEST, max(len(row.ids) for row in rows))
+    ids_BT = torch.full((len(rows), longest), 2)
+    labels_BT = torch.full((len(rows), longest), -100)
+    for index, row in enumerate(rows):
+        ids = torch.tensor(row.ids[:longest])
+        ids_BT[index, : len(ids)] = ids
+        labels_BT[index, : len(ids)] = torch.where(torch.tensor(row.supervised[:longest]), ids, -100)
+    return ids_BT, labels_BT
+
+
+def _save(model: PreTrainedModel, folder: Path, run: Run, note: str) -> None:
+    model.half().save_pretrained(folder)
+    write_card(folder / "card.json", folder.name, run, note)
+
+

@@ -1,0 +1,137 @@
+"""What the tower scripts share: building the tower the config describes, the optimiser, the loop, the saved file."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prism_sweeps.config.compose import design_space
+from prism_sweeps.models.weights import ZOO
+from prism_sweeps.tracking.files import write_atomic
+
+LOW, HIGH = 64, 96
+
+
+@dataclass
+class Run:
+    """How long, and what came of it."""
+
+    samples: int
+    batch: int
+    learning_rate: float
+    seed: int = 7
+    losses: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+    cpu_started: float = field(default_factory=time.process_time)
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.batch
+
+    @property
+    def final_loss(self) -> float:
+        """Mean over the last 20 steps."""
+        tail = self.losses[-20:]
+        return sum(tail) / len(tail)
+
+
+def new_tower(name: str, pixels: int, **options: Any) -> nn.Module:
+    """The timm model that `conf/tower/<name>.yaml` describes, whole (with its last block), with fresh weights."""
+    tower = design_space().part("backbone", name, {}).towers[name.removeprefix("nano-")]
+    torch.manual_seed(7)
+    return timm.create_model(tower.model, img_size=pixels, num_classes=0, **tower.kwargs, **options)
+
+
+def start_from(model: nn.Module, name: str, pixels: int) -> None:
+    """Begin with the tower's weights at `pixels`, position embeddings resampled (as CLIP's 336-px model was made)."""
+    tensors = {key: value.float() for key, value in load_file(weights_path(name, pixels)).items()}
+    grid = model.patch_embed.grid_size
+    tensors["pos_embed"] = timm.layers.resample_abs_pos_embed(
+        tensors["pos_embed"], list(grid), num_prefix_tokens=model.num_prefix_tokens
+    )
+    model.load_state_dict(tensors)
+
+
+def weights_path(name: str, pixels: int) -> Path:
+    return ZOO / f"{name}-{pixels}.safetensors"
+
+
+def optimise(run: Run, parameters: Iterable[nn.Parameter], loss_of: Callable[[int], Tensor], title: str) -> None:
+    """AdamW with warm-up and cosine decay over `run.steps`; `loss_of(step)` draws its own batch."""
+    trained = list(parameters)
+    decayed = [p for p in trained if p.ndim > 1]
+    rest = [p for p in trained if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(0.9, 0.98))
+    warm = max(1, run.steps // 20)
+    for step in range(run.steps):
+        progress = max(0, step - warm) / max(1, run.steps - warm)
+        rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * progress))) * run.learning_rate
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        run.losses.append(loss.item())
+        if step % 20 == 0 or step == run.steps - 1:
+            spent = time.time() - run.started
+            print(f"{title} {step + 1}/{run.steps} loss {run.losses[-1]:.4f} {spent:.0f} s", flush=True)
+
+
+def numbers(run: Run, size: int) -> Callable[[int], np.ndarray]:
+    """Step -> the picture numbers of its batch: passes over 0..size-1, each in a new order."""
+
+    def at(step: int) -> np.ndarray:
+        per_pass = size // run.batch
+        order = np.random.default_rng([run.seed, step // per_pass]).permutation(size)
+        first = (step % per_pass) * run.batch
+        return order[first : first + run.batch]
+
+    return at
+
+
+def save(model: nn.Module, name: str, pixels: int, run: Run, note: str) -> None:
+    """Half-precision safetensors beside a JSON that says how they were made."""
+    ZOO.mkdir(exist_ok=True)
+    path = weights_path(name, pixels)
+    tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, path)
+    write_card(path.with_suffix(".json"), f"{name} {pixels}", run, note)
+
+
+def write_card(path: Path, what: str, run: Run, note: str) -> None:
+    """The JSON beside weights: command, commit, seconds, final loss."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ZOO.parent, check=False)
+    card = {
+        "command": f"python -m prism_sweeps.training.zoo {what}",
+        "note": note,
+        "commit": commit.stdout.strip() or None,
+        "samples": run.samples,
+        "batch": run.batch,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "seconds": round(time.time() - run.started, 1),
+        "cpu_seconds": round(time.process_time() - run.cpu_started, 1),
+        "final_loss": round(run.final_loss, 4),
+        "first_loss": round(run.losses[0], 4),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+    }
+    write_atomic(path, json.dumps(card, indent=2) + "\n")

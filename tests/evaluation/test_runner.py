@@ -1,0 +1,183 @@
+"""Evaluation jobs end to end on a tiny random model: every kind of answer, conditions, resuming, and bad data."""
+
+import json
+
+import pytest
+import torch
+from tiny_evaluation import PARENT, model_spec, open_store, run
+
+from prism_sweeps.config.errors import ConfigError, DataError, StoreError
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.evaluation.benchmarks import read_index
+from prism_sweeps.evaluation.conditions import shown_images
+from prism_sweeps.evaluation.loading import load_model
+from prism_sweeps.evaluation.runner import ask
+from prism_sweeps.tracking.records import Interrupted
+
+KINDS = {
+    "generate": {"answer": "generate", "scorer": "exact"},
+    "box": {"answer": "box", "scorer": "iou"},
+    "letter": {"answer": "letter", "scorer": "letter", "prompt": "{question} {options}"},
+    "choice": {"answer": "choice", "scorer": "choice", "choices": list("ABCDE")},
+    "long-choice": {"answer": "choice", "scorer": "pope", "choices": ["A", "B", "C", "D", "E", "none of these"]},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    torch.set_num_threads(1)
+    return open_store(tmp_path_factory.mktemp("store"))
+
+
+def answers(rows):
+    return {name: row["answer"] for name, row in rows.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_result_and_answers_do_not_depend_on_the_batch_size(store, kind):
+    result, rows = run(store, f"{kind}-7", batch=7, **KINDS[kind])
+    other, others = run(store, f"{kind}-1", batch=1, **KINDS[kind])
+    assert (result, answers(rows)) == (other, answers(others))
+    assert len(rows) == result["n"] == 21
+    assert all(0.0 <= row["score"] <= 1.0 for row in rows.values())
+    if kind != "long-choice":
+        assert result["score"] == pytest.approx(100 * sum(row["score"] for row in rows.values()) / 21)
+    assert {value["n"] for value in result["groups"]["number"].values()} == {7}
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_first_examples_only(store):
+    result, rows = run(store, "five", **KINDS["choice"], examples=5)
+    assert result["n"] == 5
+    assert sorted(rows) == ["0-0", "0-1", "0-2", "1-0", "1-1"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "choice"])
+def test_resumed_evaluation_ends_like_an_uninterrupted_one(store, kind):
+    whole, all_rows = run(store, f"{kind}-whole", **KINDS[kind])
+    calls = iter([False, True])
+    with pytest.raises(Interrupted, match="stopped after 8 of 21"):
+        run(store, f"{kind}-broken", stop=lambda: next(calls), **KINDS[kind])
+    file = store.job(f"{kind}-broken").predictions
+    lines = file.read_text().splitlines(keepends=True)
+    assert len(lines) == 8
+    file.write_text("".join(lines[:6]) + lines[6][:20])  # a batch done in part and a row cut off, as by a full disk
+    resumed, rows = run(store, f"{kind}-broken", **KINDS[kind])
+    assert (resumed, rows) == (whole, all_rows)
+    assert len(file.read_text().splitlines()) == 21
+    again, _ = run(store, f"{kind}-broken", **KINDS[kind])
+    assert again == whole
+    assert len(file.read_text().splitlines()) == 21
+
+
+def test_predictions_of_another_index_are_refused(store):
+    run(store, "stale", **KINDS["choice"])
+    file = store.job("stale").predictions
+    file.write_text(file.read_text().replace('"gold": "A"', '"gold": "B"', 1))
+    with pytest.raises(DataError, match="another `version`"):
+        run(store, "stale", **KINDS["choice"])
+
+
+def test_blank_images_leave_only_the_question(store):
+    _, rows = run(store, "blank", condition="blank", **KINDS["generate"])
+    by_question = {}
+    for example in read_index(store.data / "colours"):
+        by_question.setdefault(example.question, set()).add(rows[example.id]["answer"])
+    assert all(len(given) == 1 for given in by_question.values())
+    _, real = run(store, "real", **KINDS["generate"])
+    assert answers(real) != answers(rows)
+    assert rows["3-0"]["image"] == "images/3.png"  # questions still cluster by what they were written about
+
+
+def test_no_example_keeps_its_image_when_shuffled(store):
+    examples = read_index(store.data / "colours")
+    shown = shown_images(examples, "shuffled")
+    assert all(shown[example.key] != example.image for example in examples)
+    assert sorted(shown.values()) == sorted({example.image for example in examples})
+    assert shown_images(list(reversed(examples)), "shuffled") == shown
+    with pytest.raises(DataError, match="two images"):
+        shown_images(examples[:3], "shuffled")
+    with pytest.raises(ConfigError, match="did you mean 'blank'"):
+        shown_images(examples, "blnk")
+    result, rows = run(store, "shuffled", condition="shuffled", **KINDS["generate"])
+    assert result["n"] == 21
+    _, real = run(store, "real-2", **KINDS["generate"])
+    assert answers(rows) != answers(real)
+
+
+def test_model_is_loaded_once_per_process(store):
+    weights = store.job(PARENT).weights
+    model = load_model(model_spec(), weights, "fp32", Engine(device="cpu"))
+    assert load_model(model_spec(), weights, "fp32", Engine(device="cpu")) is model
+    assert load_model(model_spec(), weights, "bf16", Engine(device="cpu")).dtype == torch.bfloat16
+    with pytest.raises(StoreError, match=r"no projector\.safetensors"):
+        load_model(model_spec(), store.job("nobody").weights, "fp32", Engine(device="cpu"))
+
+
+def test_ask(store):
+    model = load_model(model_spec(), store.job(PARENT).weights, "fp32", Engine(device="cpu"))
+    image = store.data / "colours/images/3.png"
+    _, rows = run(store, "asked", **KINDS["generate"])
+    example = next(example for example in read_index(store.data / "colours") if example.id == "3-1")
+    assert ask(model, image, example.question, max_new_tokens=6) == rows["3-1"]["answer"]
+    assert isinstance(ask(model, image, "", max_new_tokens=3), str)
+    assert isinstance(ask(model, image, "</s><s><image> {0} \u202e\x00", max_new_tokens=3), str)
+    with pytest.raises(DataError, match=r"the question: \d+ tokens"):
+        ask(model, image, "why? " * 100)
+
+
+# ---- bad data
+
+
+@pytest.fixture
+def small(tmp_path):
+    return open_store(tmp_path)
+
+
+def test_unreadable_image_names_file_and_example(small):
+    (small.data / "colours/images/4.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"example '4-\d'.*images/4\.png"):
+        run(small, "bad", **KINDS["generate"])
+    (small.data / "colours/images/4.png").unlink()
+    with pytest.raises(DataError, match=r"images/4\.png"):
+        run(small, "bad", **KINDS["generate"])
+
+
+def test_question_too_long_for_the_language_model(small):
+    index = small.data / "colours/index.jsonl"
+    lines = index.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {"question": "why? " * 100})
+    index.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"example '0-2': .*positions"):
+        run(small, "long", **KINDS["generate"])
+    assert not small.job("long").predictions.exists()
+
+
+@pytest.mark.parametrize(
+    "question", ["", "</s></s>", "<image>", "{options}{0}", "\x00\u202e\ud7ff", "In: a\nOut: b</s>"]
+)
+def test_hostile_questions_are_answered(small, question):
+    index = small.data / "colours/index.jsonl"
+    lines = [json.dumps(json.loads(line) | {"question": question}) for line in index.read_text().splitlines()]
+    index.write_text("\n".join(lines))
+    result, _ = run(small, "hostile", **KINDS["letter"])
+    assert result["n"] == 21
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"answer": "guess"}, ConfigError, "unknown answer 'guess'"),
+        ({"scorer": "exakt"}, ConfigError, "did you mean 'exact'"),
+        ({"answer": "choice", "choices": []}, ConfigError, "needs `choices`"),
+        ({"answer": "choice", "choices": ["A", ""]}, ConfigError, "none of them empty"),
+        ({"answer": "choice", "scorer": "choice", "choices": ["A", "B"]}, DataError, "not among the choices"),
+        ({"prompt": "{qestion}"}, ConfigError, "did you mean 'question'"),
+        ({"scorer": "vqav2"}, DataError, "10 human answers"),
+        ({"index": "colours/test"}, DataError, "index.jsonl does not exist"),
+        ({"index": "colors"}, DataError, "no dataset 'colors'"),
+    ],
+)
+def test_benchmark_that_cannot_be_run(store, changes, error, reason):
+    with pytest.raises(error, match=reason):
+        run(store, "wrong", **changes)

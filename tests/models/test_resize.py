@@ -1,0 +1,150 @@
+import contextlib
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms as tv
+
+from prism_sweeps.config.errors import ConfigError, DataError
+from prism_sweeps.config.schema import Backbone, Resize, Resolution, Tower
+from prism_sweeps.models.resize import ImageTransform, image_transform, load_image, square
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def torchvision_square(image: Image.Image, strategy: str, pixels: int, fill: tuple[int, int, int]) -> Image.Image:
+    """The reference's three strategies out of torchvision's own pieces."""
+    size = (pixels, pixels) if strategy == "naive" else pixels
+    steps = [tv.Resize(size, tv.InterpolationMode.BICUBIC, antialias=True), tv.CenterCrop(pixels)]
+    if strategy == "letterbox":
+        side = max(image.size)
+        steps.insert(0, tv.Pad(((side - image.width) // 2, (side - image.height) // 2), fill=fill))
+    return tv.Compose(steps)(image)
+
+
+@pytest.mark.parametrize("strategy", ["letterbox", "naive", "crop"])
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(7, 200), height=st.integers(7, 200), pixels=st.sampled_from([16, 63, 64]))
+def test_square_is_torchvisions(strategy, width, height, pixels):
+    image = noise(width, height, width * 1000 + height)
+    ours, theirs = (fit(image, strategy, pixels, (122, 116, 104)) for fit in (square, torchvision_square))
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (1, 1), (5, 4)])
+def test_the_smallest_images_letterbox_as_torchvision_does(size):
+    ours, theirs = (fit(noise(*size), "letterbox", 16, (122, 116, 104)) for fit in (square, torchvision_square))
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_thin_strip_shows_its_middle_without_filling_the_memory():
+    strip = Image.new("RGB", (200_000, 2), (255, 0, 0))
+    strip.paste((0, 0, 255), (99_000, 0, 101_000, 2))
+    assert square(strip, "crop", 64, (0, 0, 0)).getcolors() == [(64 * 64, (0, 0, 255))]
+
+
+def test_letterbox_fills_with_the_mean_and_keeps_the_middle():
+    wide = square(Image.new("RGB", (100, 50), (255, 0, 0)), "letterbox", 100, (122, 116, 104))
+    assert wide.getpixel((50, 5)) == (122, 116, 104)
+    assert wide.getpixel((50, 50)) == (255, 0, 0)
+
+
+def backbone(**towers: tuple[tuple[float, ...], tuple[float, ...]]) -> Backbone:
+    return Backbone(
+        "b", {n: Tower(name=n, model="m", mean=list(mean), std=list(std)) for n, (mean, std) in towers.items()}
+    )
+
+
+@pytest.mark.parametrize("strategy", ["letterbox", "naive", "crop"])
+def test_each_tower_gets_its_own_fill_and_normalisation(strategy):
+    towers = backbone(clip=(CLIP_MEAN, CLIP_STD), siglip=((0.5,) * 3, (0.5,) * 3))
+    pixels = image_transform(towers, Resolution("r", 32), Resize("x", strategy))(noise(50, 37))
+    for name, tower in towers.towers.items():
+        fill = tuple(int(255 * channel) for channel in tower.mean)
+        picture = torchvision_square(noise(50, 37), strategy, 32, fill)
+        expected = tv.Compose([tv.ToTensor(), tv.Normalize(tower.mean, tower.std)])(picture)
+        assert pixels[name].shape == (3, 32, 32)
+        assert pixels[name].dtype == torch.float32
+        assert torch.allclose(pixels[name], expected, atol=1e-5)
+
+
+def test_transform_survives_pickle_and_blank_is_grey():
+    transform = image_transform(backbone(a=((0.5,) * 3, (0.25,) * 3)), Resolution("r", 8), Resize("x", "crop"))
+    again = pickle.loads(pickle.dumps(transform))
+    assert isinstance(again, ImageTransform)
+    assert torch.allclose(again.blank()["a"], torch.full((3, 8, 8), (128 / 255 - 0.5) / 0.25), atol=1e-6)
+
+
+def test_unknown_strategy_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'letterbox'"):
+        image_transform(backbone(), Resolution("r", 8), Resize("x", "leterbox"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "suffix", "expected"),
+    [
+        ("P", 3, "png", (30, 60, 90)),
+        ("RGBA", (10, 20, 30, 0), "png", (10, 20, 30)),
+        ("LA", (77, 0), "png", (77, 77, 77)),
+        ("L", 200, "png", (200, 200, 200)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("CMYK", (0, 0, 0, 255), "tiff", (0, 0, 0)),
+        ("I;16", 257 * 100, "png", (100, 100, 100)),
+        ("I;16", 65535, "tiff", (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, colour, suffix, expected):
+    image = Image.new(mode, (5, 4), colour)
+    if mode == "P":
+        image.putpalette([10 * channel * index for index in range(4) for channel in (1, 2, 3)])
+    image.save(tmp_path / f"i.{suffix}")
+    loaded = load_image(tmp_path / f"i.{suffix}")
+    assert (loaded.mode, loaded.size, loaded.getpixel((2, 2))) == ("RGB", (5, 4), expected)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_an_unreadable_file_is_a_data_error_that_names_it(tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(DataError, match=r"text\.jpg"):
+        load_image(tmp_path / "text.jpg")
+    with pytest.raises(DataError, match=r"absent\.jpg"):
+        load_image(tmp_path / "absent.jpg")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tiff", "webp"])
+def test_a_damaged_file_is_read_or_a_data_error_never_anything_else(tmp_path, suffix):
+    path = tmp_path / f"i.{suffix}"
+    noise(24, 16).save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for _ in range(60):
+        broken = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for place in rng.integers(0, len(broken), 3):
+            broken[place] = rng.integers(0, 256)
+        path.write_bytes(broken)
+        with contextlib.suppress(DataError):
+            assert load_image(path).mode == "RGB"
+
+
+def test_an_absurd_size_is_a_data_error(tmp_path):
+    noise(4, 4).save(tmp_path / "huge.png")
+    data = bytearray((tmp_path / "huge.png").read_bytes())
+    data[16:24] = struct.pack(">II", 60000, 60000)
+    (tmp_path / "huge.png").write_bytes(data)
+    with pytest.raises(DataError):
+        load_image(tmp_path / "huge.png")

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+from transformers import get_cosine_schedule_with_warmup
+
+from prism_sweeps.config.schema import Stage
+from prism_sweeps.training.optimiser import build_optimiser, schedule, set_learning_rate
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = nn.ModuleDict({"proj": nn.Linear(3, 3), "norm": nn.LayerNorm(3)})
+        self.llm = nn.ModuleDict(
+            {"embed": nn.Embedding(5, 3), "input_layernorm": nn.LayerNorm(3), "head": nn.Linear(3, 5)}
+        )
+        self.llm.head.weight = self.llm.embed.weight
+        self.projector = nn.Linear(3, 3)
+
+
+def groups(stage: Stage) -> dict[str, tuple[float, float]]:
+    """Parameter name -> (peak, weight decay)."""
+    model = Model()
+    model.projector.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["peak"], group["weight_decay"])
+        for group in build_optimiser(model, stage).param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_weight_decay_falls_on_matrices_only():
+    found = groups(Stage(learning_rate=0.1, weight_decay=0.2))
+    assert found == {
+        "vision.proj.weight": (0.1, 0.2),
+        "vision.proj.bias": (0.1, 0.0),
+        "vision.norm.weight": (0.1, 0.0),
+        "vision.norm.bias": (0.1, 0.0),
+        "llm.embed.weight": (0.1, 0.2),
+        "llm.input_layernorm.weight": (0.1, 0.0),
+        "llm.input_layernorm.bias": (0.1, 0.0),
+        "llm.head.bias": (0.1, 0.0),
+    }
+
+
+def test_vision_tower_may_have_its_own_learning_rate():
+    found = groups(Stage(learning_rate=0.1, weight_decay=0.2, vision_learning_rate=0.01))
+    assert {peak for name, (peak, _) in found.items() if name.startswith("vision")} == {0.01}
+    assert {peak for name, (peak, _) in found.items() if name.startswith("llm")} == {0.1}
+
+
+@pytest.mark.parametrize(("steps", "ratio"), [(100, 0.03), (7, 0.5), (1, 0.03), (40, 0.0), (5198, 0.03)])
+def test_schedule_is_that_of_transformers_one_step_on(steps: int, ratio: float):
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_cosine_schedule_with_warmup(optimiser, int(steps * ratio), steps + 1)
+    for step in range(steps):
+        optimiser.step()
+        theirs.step()
+        assert schedule(step, steps, ratio) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+
+
+def test_every_step_moves_and_the_peak_is_reached():
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert 0 < factors[-1] < 0.001
+
+
+def test_all_groups_follow_the_schedule():
+    optimiser = build_optimiser(Model(), Stage(learning_rate=0.1, weight_decay=0.2, vision_learning_rate=0.01))
+    assert set_learning_rate(optimiser, 0.5) == pytest.approx(0.05)
+    assert {round(group["lr"] / group["peak"], 6) for group in optimiser.param_groups} == {0.5}

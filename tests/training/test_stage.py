@@ -1,0 +1,282 @@
+"""What a stage promises, on a model that trains in a second."""
+
+import errno
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_training as tiny
+import torch
+from safetensors.torch import load_file
+
+from prism_sweeps.config.errors import ConfigError, DataError, StoreError
+from prism_sweeps.models.vlm import build_vlm
+from prism_sweeps.tracking.records import Interrupted, JobRecord, Store
+from prism_sweeps.training import checkpoints
+from prism_sweeps.training.loop import TrainingError
+
+JOB = "a" * 16
+TIMES = ("seconds", "data_wait")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return tiny.open_store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> JobRecord:
+    torch.set_num_threads(1)
+    store = tiny.open_store(tmp_path_factory.mktemp("undisturbed"))
+    tiny.train(store)
+    return store.job(JOB)
+
+
+def weights(record: JobRecord) -> dict[str, torch.Tensor]:
+    files = sorted(record.weights.iterdir())
+    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def curve(record: JobRecord) -> list[dict[str, float]]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in record.read_metrics()]
+
+
+def same_bits(one: JobRecord, other: JobRecord) -> bool:
+    mine, theirs = weights(one), weights(other)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def stop_at(step: int):
+    """True when asked before step `step` of an attempt."""
+    left = iter(range(step))
+    return lambda: next(left, None) is None
+
+
+# ---- learning
+
+
+def test_a_stage_learns_and_tells_its_curve(undisturbed: JobRecord):
+    rows = undisturbed.read_metrics()
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[0]["loss"] == pytest.approx(math.log(258), rel=0.05)
+    assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
+    assert all(row["examples"] == 8 for row in rows)
+    assert all(0 < row["supervised_tokens"] < row["tokens"] <= row["padded_tokens"] for row in rows)
+    assert not undisturbed.checkpoints.exists()
+
+
+def test_result_sums_the_curve(store: Store):
+    result = tiny.train(store, spec=tiny.stage_spec(max_steps=3))
+    rows = store.job(JOB).read_metrics()
+    assert result["steps"] == 3
+    assert result["examples"] == 24
+    assert result["supervised_tokens"] == sum(row["supervised_tokens"] for row in rows)
+    assert result["loss"] == pytest.approx(sum(row["loss"] for row in rows) / 3)
+    json.dumps(result)
+
+
+def test_loss_of_a_step_is_the_mean_over_supervised_tokens(store: Store):
+    """Against transformers' own loss of each conversation alone, weighted by its tokens."""
+    spec = tiny.stage_spec(global_batch=48, max_steps=1)
+    tiny.train(store, spec=spec)
+    from prism_sweeps.training.stage import build_model, feed, read_examples
+
+    vlm = build_model(spec, store).eval()
+    examples = read_examples(spec, store, tiny.ENGINE, vlm.vision.patches, tiny.quiet)
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in next(feed(examples, spec, 1, range(1))):
+            tokens = vlm.image_tokens(batch.pixels) if batch.pixels else None
+            embeds, mask, labels = vlm.embed(batch.ids_BT, batch.mask_BT, batch.has_image_B, tokens, batch.labels_BT)
+            supervised = int((labels[:, 1:] != -100).sum())
+            total += float(vlm.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss) * supervised
+            count += supervised
+    row = store.job(JOB).read_metrics()[0]
+    assert row["supervised_tokens"] == count
+    assert row["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_micro_batches_do_not_matter(undisturbed: JobRecord, store: Store):
+    tiny.train(store, engine=replace(tiny.ENGINE, micro_batch=3))
+    for mine, whole in zip(curve(store.job(JOB)), curve(undisturbed), strict=True):
+        assert mine["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+        for key in ("examples", "tokens", "supervised_tokens", "learning_rate"):
+            assert mine[key] == whole[key]
+
+
+def test_same_spec_gives_the_same_bits_and_another_seed_does_not(undisturbed: JobRecord, store: Store):
+    tiny.train(store)
+    tiny.train(store, "b" * 16, tiny.stage_spec(seed=4))
+    assert same_bits(store.job(JOB), undisturbed)
+    assert not same_bits(store.job("b" * 16), undisturbed)
+
+
+# ---- chains
+
+
+def test_frozen_modules_stay_and_the_chain_hands_its_weights_on(store: Store):
+    align = tiny.stage_spec(trains=["projector"], max_steps=3)
+    tiny.train(store, "b" * 16, align)
+    assert sorted(file.name for file in store.job("b" * 16).weights.iterdir()) == ["projector.safetensors"]
+    fresh = build_vlm(align.model, align.seed).projector.state_dict()
+    aligned = weights(store.job("b" * 16))
+    assert not torch.equal(aligned["projector.0.weight"], fresh["0.weight"])
+
+    tiny.train(store, "c" * 16, tiny.stage_spec(trains=["llm"], max_steps=2, parent="b" * 16))
+    found = weights(store.job("c" * 16))
+    assert {name for name in found if name.startswith("projector.")} == aligned.keys()
+    assert all(torch.equal(found[name], aligned[name]) for name in aligned)
+    assert any(name.startswith("llm.") for name in found)
+
+    tiny.train(store, "d" * 16, tiny.stage_spec(trains=["vision"], max_steps=1, parent="c" * 16))
+    last = weights(store.job("d" * 16))
+    assert all(torch.equal(last[name], found[name]) for name in found)
+    assert any(name.startswith("vision.") for name in last)
+
+
+def test_missing_parent_is_named(store: Store):
+    with pytest.raises(StoreError, match=f"stage before are missing.*run job {'e' * 16} first"):
+        tiny.train(store, spec=tiny.stage_spec(parent="e" * 16))
+
+
+def test_finished_stage_is_not_trained_again(store: Store):
+    spec = tiny.stage_spec(max_steps=2)
+    result = tiny.train(store, spec=spec)
+    before = (store.job(JOB).weights / "llm.safetensors").stat().st_mtime_ns
+    store.job(JOB).checkpoints.mkdir()  # as after a kill between the weights and their checkpoints' end
+    assert tiny.train(store, spec=spec) == result
+    assert (store.job(JOB).weights / "llm.safetensors").stat().st_mtime_ns == before
+    assert not store.job(JOB).checkpoints.exists()
+
+
+# ---- stops, kills, damage
+
+
+def test_stops_anywhere_leave_no_trace(undisturbed: JobRecord, store: Store):
+    draw = random.Random(7)
+    stops = 0
+    while True:
+        try:
+            tiny.train(store, stop=stop_at(draw.randint(1, 4)))
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 3
+    assert same_bits(store.job(JOB), undisturbed)
+    assert curve(store.job(JOB)) == curve(undisturbed)
+
+
+def test_kill_leaves_no_trace(undisturbed: JobRecord, store: Store):
+    script = Path(tiny.__file__)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    worker = subprocess.Popen([sys.executable, script, store.root, "0.05"], env=environment)
+    wait_for(lambda: len(store.job(JOB).read_metrics()) >= 5, worker)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert not store.job(JOB).weights.exists()
+    assert any(store.job(JOB).checkpoints.iterdir())
+    tiny.train(store)
+    assert same_bits(store.job(JOB), undisturbed)
+    assert curve(store.job(JOB)) == curve(undisturbed)
+
+
+def wait_for(condition, worker: subprocess.Popen) -> None:
+    until = time.monotonic() + 300
+    while not condition():
+        assert worker.poll() is None, "the worker ended early"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_damaged_checkpoint_costs_a_few_steps(undisturbed: JobRecord, store: Store, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(Interrupted):
+        tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0), stop=stop_at(6))
+    newest = checkpoints.numbered(store.job(JOB).checkpoints)[0] / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    tiny.train(store)
+    assert "is damaged" in caplog.text
+    assert same_bits(store.job(JOB), undisturbed)
+    assert curve(store.job(JOB)) == curve(undisturbed)
+
+
+def test_full_disk_fails_and_resumes(undisturbed: JobRecord, store: Store, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(Interrupted):
+        tiny.train(store, stop=stop_at(4))
+
+    def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"the disk is full.*step-00000004, is kept"):
+        patch.setattr(checkpoints, "save_file", fail)
+        tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
+    tiny.train(store)
+    assert same_bits(store.job(JOB), undisturbed)
+    assert curve(store.job(JOB)) == curve(undisturbed)
+
+
+def test_changed_data_are_noticed(store: Store):
+    with pytest.raises(Interrupted):
+        tiny.train(store, stop=stop_at(2))
+    chats = store.data / "tiny-chats" / "chat.json"
+    chats.write_text(json.dumps(json.loads(chats.read_text())[1:]))
+    with pytest.raises(StoreError, match="prepared data have changed"):
+        tiny.train(store)
+
+
+def test_divergence_names_step_and_conversations(store: Store):
+    with pytest.raises(TrainingError, match=r"diverged at step \d+: loss .* on conversations tiny/\d+"):
+        tiny.train(store, spec=tiny.stage_spec(learning_rate=1e30))
+    assert not store.job(JOB).weights.exists()
+
+
+def test_unreadable_image_names_its_conversation_and_keeps_the_checkpoint(undisturbed: JobRecord, store: Store):
+    image = store.data / "tiny-chats" / "images" / f"{LATE}.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:40])
+    with pytest.raises(DataError, match=rf"conversation tiny/{LATE}: .*{LATE}\.png"):
+        tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
+    assert checkpoints.load_newest(store.job(JOB).checkpoints)[0].step >= 1
+    image.write_bytes(whole)
+    tiny.train(store)
+    assert same_bits(store.job(JOB), undisturbed)
+
+
+LATE = 31
+"""A conversation that comes up after the second step of the first epoch."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"trains": ["projektor"]}, "did you mean 'projector'"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"epochs": None}, "has no epochs"),
+    ],
+)
+def test_impossible_specs_are_refused(store: Store, changes: dict[str, object], text: str):
+    with pytest.raises(ConfigError, match=text):
+        tiny.train(store, spec=tiny.stage_spec(**changes))
+
+
+def test_bf16_trains(store: Store):
+    result = tiny.train(store, spec=tiny.stage_spec(precision="bf16"))
+    rows = store.job(JOB).read_metrics()
+    assert result["loss"] < rows[0]["loss"]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(store.job(JOB)).values())

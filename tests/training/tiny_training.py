@@ -1,0 +1,131 @@
+"""A stage that trains in a second, for the tests here; as a script, it trains that stage in STORE with seconds per
+checkpoint and per step, so that a test can kill it."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from prism_sweeps.config.schema import (
+    Backbone,
+    Engine,
+    LanguageModel,
+    Projector,
+    Resize,
+    Resolution,
+    Source,
+    Stage,
+    Tower,
+)
+from prism_sweeps.config.specs import ModelSpec, StageSpec
+from prism_sweeps.tracking.records import Store
+from prism_sweeps.training.stage import train_stage
+
+ENGINE = Engine(name="test", device="cpu", checkpoint_seconds=1e9)
+
+
+def tower(pixels: int = 32, width: int = 32, depth: int = 3, patch: int = 8) -> Tower:
+    shape = {"embed_dim": width, "depth": depth, "num_heads": 4, "patch_size": patch}
+    return Tower(
+        name="tiny",
+        model="vit_tiny_patch16_224",
+        kwargs=shape,
+        weights={pixels: "random:1"},
+        width=width,
+        depth=depth,
+        heads=4,
+        patch=patch,
+        prefix_tokens=1,
+    )
+
+
+def llm(width: int = 32, depth: int = 2, context: int = 256) -> LanguageModel:
+    return LanguageModel(
+        name="tiny",
+        weights="random:2",
+        prompt="in-out",
+        width=width,
+        depth=depth,
+        heads=4,
+        kv_heads=4,
+        mlp_width=2 * width,
+        vocabulary=258,
+        context=context,
+    )
+
+
+def model() -> ModelSpec:
+    return ModelSpec(
+        backbone=Backbone("tiny", {"tiny": tower()}),
+        resolution=Resolution("32", 32),
+        resize=Resize("naive", "naive"),
+        projector=Projector("mlp", "mlp"),
+        llm=llm(),
+    )
+
+
+def stage_spec(**changes: object) -> StageSpec:
+    """12 steps of 8 of the 48 conversations; `changes` are fields of StageSpec or Stage."""
+    stage = Stage(trains=["projector", "llm"], epochs=2.0, global_batch=8, learning_rate=1e-3, weight_decay=0.1)
+    spec = StageSpec("finetune", model(), stage, {"tiny": Source("tiny-chats", "chat.json")}, seed=3)
+    of_stage = {key: value for key, value in changes.items() if hasattr(stage, key)}
+    of_spec = {key: value for key, value in changes.items() if not hasattr(stage, key)}
+    return replace(spec, stage=replace(stage, **of_stage), **of_spec)
+
+
+def write_chats(root: Path, count: int = 48, turns: int = 3) -> None:
+    """`count` conversations of 1 to `turns` questions about flat colours, every sixth without an image."""
+    draw = random.Random(0)
+    folder = root / "tiny-chats"
+    (folder / "images").mkdir(parents=True)
+    entries = []
+    for number in range(count):
+        colour = tuple(draw.randrange(256) for _ in range(3))
+        Image.new("RGB", (40, 24), colour).save(folder / "images" / f"{number}.png")
+        talk = []
+        for _ in range(draw.randint(1, turns)):
+            word = draw.choice(["red", "green", "a long answer"])
+            talk += [{"from": "human", "value": f"colour {number}?"}, {"from": "gpt", "value": word}]
+        entry = {"id": number, "conversations": talk}
+        if number % 6:
+            entry["image"] = f"images/{number}.png"
+        entries.append(entry)
+    (folder / "chat.json").write_text(json.dumps(entries))
+
+
+def open_store(root: Path) -> Store:
+    store = Store.open(root)
+    if not (store.data / "tiny-chats").is_dir():
+        write_chats(store.data)
+    return store
+
+
+def train(store: Store, name: str = "a" * 16, spec: StageSpec | None = None, engine: Engine = ENGINE, stop=None):
+    """`train_stage` with defaults for a test."""
+    record = store.job(name)
+    record.path.mkdir(parents=True, exist_ok=True)
+    return train_stage(spec or stage_spec(), record, store, engine, quiet, stop or never)
+
+
+def quiet(done: int, total: int, note: str) -> None:
+    pass
+
+
+def never() -> bool:
+    return False
+
+
+if __name__ == "__main__":
+    root, seconds = Path(sys.argv[1]), float(sys.argv[2])
+
+    def slowly() -> bool:
+        time.sleep(seconds)
+        return False
+
+    train(Store.open(root), engine=replace(ENGINE, checkpoint_seconds=0.0), stop=slowly)
