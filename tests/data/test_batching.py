@@ -117,7 +117,9 @@ def test_long_conversations_lose_their_end(prompts: PromptFormat):
 def test_conversations_without_an_answer_left_are_counted(prompts: PromptFormat):
     deep = Conversation("deep", "test", Path("a.png"), [("human", "q" * 100), ("gpt", "cat")])
     assert encode_all([deep], prompts, PATCHES, context=256)
-    with pytest.raises(DataError, match="2 of 3 conversations have no answer left .* 64 positions .*first: deep, deep"):
+    with pytest.raises(
+        DataError, match=r"2 of 3 conversations have no answer left .* 64 positions .*first: deep, deep"
+    ):
         encode_all([deep, talk("x", "cat"), deep], prompts, PATCHES, context=64)
 
 

@@ -121,7 +121,7 @@ def test_broken_and_missing_weights_name_tower_and_file(tmp_path):
     save_file({"some.other.model": torch.zeros(2)}, path)
     with pytest.raises(ConfigError, match=r"another architecture.*some\.other\.model"):
         build(tower(where=str(path)))
-    with pytest.raises(ConfigError, match="one .safetensors file"):
+    with pytest.raises(ConfigError, match=r"one \.safetensors file"):
         build(tower(where=str(tmp_path)))
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -106,14 +106,14 @@ SETTINGS = [
     (3, 60, 1, 1, 0.03, 0.0, 0.3, 0.4),
     (3, 60, 3, 1, 0.02, 0.0, 0.3, 0.4),
     (5, 60, 1, 1, 0.06, 0.0, 0.3, 0.4),
-    (5, 30, 2, 4, 0.02, 0.01, 0.3, 0.4),
+    (5, 30, 2, 3, 0.02, 0.01, 0.3, 0.4),
 ]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_intervals_cover_the_true_effect_95_times_in_100(setting: tuple[int, int, int, int, float, ...]) -> None:
-    found = coverage(*setting, runs=800)
-    # 800 runs of a true 95 % give 93.0 to 97.0 in 99 of 100 such tests; the seed is fixed. Three seeds are a little
+    found = coverage(*setting, runs=500)
+    # 500 runs of a true 95 % give 93 to 97 in 96 of 100 such tests; the seed is fixed. Three seeds are a little
     # cautious where seeds hardly matter (up to 98 %).
     assert 0.93 <= found <= (0.985 if setting[0] == 3 else 0.97)
 
@@ -163,6 +163,7 @@ def test_sign_flip_is_mcnemars_exact_test_on_0_1_scores(worse: int, better: int)
     assert sign_flip_p(grid(changes)) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from([-1, -0.6, -0.3, 0, 1 / 3, 0.5, 1]), min_size=1, max_size=9))
 def test_sign_flip_is_the_exhaustive_permutation_test(changes: list[float]) -> None:
     signs = np.array(np.meshgrid(*[[-1, 1]] * len(changes))).reshape(len(changes), -1).T

@@ -50,7 +50,7 @@ def test_vision_tower_may_have_its_own_learning_rate():
     assert {peak for name, (peak, _) in found.items() if name.startswith("llm")} == {0.1}
 
 
-@pytest.mark.parametrize(("steps", "ratio"), [(100, 0.03), (7, 0.5), (1, 0.03), (40, 0.0), (5198, 0.03)])
+@pytest.mark.parametrize(("steps", "ratio"), [(100, 0.03), (7, 0.5), (1, 0.03), (40, 0.0), (520, 0.03)])
 def test_schedule_is_that_of_transformers_one_step_on(steps: int, ratio: float):
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = get_cosine_schedule_with_warmup(optimiser, int(steps * ratio), steps + 1)

@@ -223,9 +223,10 @@ def test_full_disk_fails_and_resumes(undisturbed: JobRecord, store: Store, monke
     def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"the disk is full.*step-00000004, is kept"):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", fail)
-        tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
+        with pytest.raises(StoreError, match=r"the disk is full.*step-00000004, is kept"):
+            tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
     tiny.train(store)
     assert same_bits(store.job(JOB), undisturbed)
     assert curve(store.job(JOB)) == curve(undisturbed)

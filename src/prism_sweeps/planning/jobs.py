@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
-from prism_sweeps.config.fingerprint import fingerprint
-from prism_sweeps.config.schema import MODULES, Benchmark, Cell, Stage
+from prism_sweeps.config.fingerprint import Known, fingerprint
+from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 
 
-def jobs_of(cell: Cell) -> tuple[list[Job], list[Job]]:
+def jobs_of(cell: Cell, known: Known | None = None) -> tuple[list[Job], list[Job]]:
     """The training jobs of a checked cell, each the parent of the next, and the evaluations of the last one's weights.
 
     A stage's job holds only what that stage uses, so cells that differ in later stages, in the other half of the mix
-    or in the schedule share it.
+    or in the schedule share it. `known` is `fingerprint`'s memory, for the cells of a grid.
     """
     model = ModelSpec(cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm)
     train: list[Job] = []
     for name in cell.stages.chain:
-        train.append(_training_job(cell, model, name, parent=train[-1].fingerprint if train else None))
-    return train, _evaluation_jobs(cell, model, parent=train[-1].fingerprint)
+        train.append(_training_job(cell, model, name, train[-1].fingerprint if train else None, known))
+    return train, _evaluation_jobs(cell, model, train[-1].fingerprint, known)
 
 
-def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None) -> Job:
+def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, known: Known | None) -> Job:
     stage = cell.stages.chain[name]
     last = name == list(cell.stages.chain)[-1]
     sources = cell.data_mix.align if stage.data == "align" else cell.data_mix.instruct
@@ -38,7 +38,8 @@ def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None) -
         max_steps=cell.schedule.max_steps if last else None,
         parent=parent,
     )
-    return Job(fingerprint(spec), f"{name}: {_label(cell)}", spec, [parent] if parent else [])
+    title = f"{_path(cell, name)}: {_label(cell, cell.data_mix if stage.data == 'instruct' else None, last)}"
+    return Job(fingerprint(spec, known), title, spec, [parent] if parent else [])
 
 
 def _resolved(stage: Stage, epochs: float) -> Stage:
@@ -46,7 +47,7 @@ def _resolved(stage: Stage, epochs: float) -> Stage:
     return replace(stage, trains=trains, epochs=epochs if stage.epochs is None else stage.epochs)
 
 
-def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str) -> list[Job]:
+def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, known: Known | None) -> list[Job]:
     jobs = []
     for benchmark, condition in product(cell.suite.benchmarks.values(), cell.suite.conditions):
         spec = EvaluationSpec(
@@ -56,8 +57,8 @@ def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str) -> list[Job]:
             parent=parent,
             precision=cell.engine.precision,
         )
-        shown = "" if condition == "real" else f" ({condition})"
-        jobs.append(Job(fingerprint(spec), f"{benchmark.name}{shown}: {_label(cell)}", spec, [parent]))
+        shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
+        jobs.append(Job(fingerprint(spec, known), f"{shown}: {_label(cell, cell.data_mix, last=True)}", spec, [parent]))
     return jobs
 
 
@@ -65,6 +66,13 @@ def _shortened(benchmark: Benchmark, examples: int | None) -> Benchmark:
     return benchmark if examples is None else replace(benchmark, examples=examples)
 
 
-def _label(cell: Cell) -> str:
-    parts = (cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm)
-    return f"{' '.join(part.name for part in parts)} seed {cell.seed}"
+def _path(cell: Cell, name: str) -> str:
+    """The stages up to `name`, which tells a stage of a longer chain from the same one alone."""
+    chain = list(cell.stages.chain)
+    return " > ".join(chain[: chain.index(name) + 1])
+
+
+def _label(cell: Cell, mix: DataMix | None, last: bool) -> str:
+    parts = [cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm]
+    names = [part.name for part in parts] + [mix.name] * (mix is not None) + [cell.schedule.name] * last
+    return f"{' '.join(names)} seed {cell.seed}"

@@ -13,7 +13,7 @@ from typing import Any
 from prism_sweeps.config.checks import check_cell
 from prism_sweeps.config.compose import DesignSpace, design_space, load_study
 from prism_sweeps.config.errors import ConfigError
-from prism_sweeps.config.fingerprint import fingerprint
+from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
 from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
@@ -141,6 +141,7 @@ def _cells_and_jobs(
     cells: dict[str, PlannedCell] = {}
     jobs: dict[str, Job] = {}
     wrong: dict[str, str] = {}
+    known: Known = {}
     for each in composed:
         if any(matches(rule, each.choices, each.config) for rule in grid.study.exclude):
             if not each.overrides:
@@ -151,16 +152,16 @@ def _cells_and_jobs(
         except ConfigError as error:
             wrong[str(each)] = str(error)
             continue
-        identity = fingerprint(each.cell)
+        identity = fingerprint(each.cell, known)
         if identity not in cells:
-            cells[identity] = _planned(each, identity, jobs)
+            cells[identity] = _planned(each, identity, jobs, known)
     if wrong:
         raise ConfigError(_cannot_work(wrong))
     return list(cells.values()), jobs
 
 
-def _planned(each: _Composed, identity: str, jobs: dict[str, Job]) -> PlannedCell:
-    train, evaluate = jobs_of(each.cell)
+def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known) -> PlannedCell:
+    train, evaluate = jobs_of(each.cell, known)
     for job in (*train, *evaluate):
         jobs.setdefault(job.fingerprint, job)
     return PlannedCell(

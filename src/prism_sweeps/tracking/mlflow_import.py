@@ -76,7 +76,7 @@ def import_study(store: Store, study: str, uri: str | None = None) -> Imported:
         except Exception as error:  # MLflow raises what its backends raise
             raise TrackingError(
                 f"MLflow at {where} could not be written ({type(error).__name__}: {error}); nothing is lost: "
-                f"`prism status {study}` tries again"
+                f"`prism report {study}` tries again"
             ) from error
     write_atomic(note, json.dumps(asdict(imported)) + "\n")
     return imported
@@ -182,8 +182,11 @@ def write_run(
     # MLflow does not let a param change; one that did belongs to a newer config of the same cell.
     params = {key: value for key, value in run.params.items() if key not in stored.data.params}
     log(client, name, run, params)
-    client.log_batch(name, tags=entities("RunTag", {DIGEST: digest}))
-    client.set_terminated(name, run.status, run.ended) if run.ended else client.update_run(name, run.status)
+    if run.ended:
+        client.set_terminated(name, run.status, run.ended)
+    else:
+        client.update_run(name, run.status)
+    client.set_tag(name, DIGEST, digest)
     return name, True
 
 

@@ -115,22 +115,21 @@ def _drawn(rng: np.random.Generator, style: SceneStyle, key: str) -> Scene:
 
 
 def _ask(rng: np.random.Generator, balance: Balance, scene: Scene, plans: Sequence[Plan]) -> list[Asked]:
-    asked = []
+    asked: dict[str, Asked] = {}
     for plan in plans:
-        question = balance.choose(rng, plan.family(scene), among=plan.among)
+        found = [question for question in plan.family(scene) if question.text not in asked]
+        question = balance.choose(rng, found, among=plan.among)
         if question is not None:
-            asked.append(Asked(question, {"kind": question.kind, **plan.tags}))
-    return asked
+            asked[question.text] = Asked(question, {"kind": question.kind, **plan.tags})
+    return list(asked.values())
 
 
 def _vqav2(rng: np.random.Generator, balance: Balance, key: str) -> Sheet:
     scene = _drawn(rng, pick(rng, (SIMPLE, ORDINARY, _FOUND, CROWDED)), key)
-    plans = [
-        Plan(questions.exists, tags={"type": "yes/no"}),
-        Plan(questions.count, ("1", "2", "3", "4"), {"type": "number"}),
-        replace(pick(rng, _VQA_OTHER), tags={"type": "other"}),
-    ]
-    return Sheet(scene, _ask(rng, balance, scene, plans))
+    others = [replace(_VQA_OTHER[index], tags={"type": "other"}) for index in rng.permutation(len(_VQA_OTHER))[:2]]
+    yes_no = [Plan(questions.exists, tags={"type": "yes/no"})] if rng.random() < 0.8 else []
+    number = Plan(questions.count, ("1", "2", "3", "4"), {"type": "number"})
+    return Sheet(scene, _ask(rng, balance, scene, [*yes_no, number, *others]))
 
 
 def _gqa(rng: np.random.Generator, balance: Balance, key: str) -> Sheet:
@@ -141,9 +140,10 @@ def _gqa(rng: np.random.Generator, balance: Balance, key: str) -> Sheet:
 def _vizwiz(rng: np.random.Generator, balance: Balance, key: str) -> Sheet:
     scene = _drawn(rng, PHOTO, key)
     answerable = rng.random() >= UNANSWERABLE_SHARE
-    family = pick(rng, _VIZWIZ) if answerable else questions.unanswerable
+    families = [_VIZWIZ[index] for index in rng.permutation(len(_VIZWIZ))] if answerable else [questions.unanswerable]
     tags = {"answerable": "yes" if answerable else "no"}
-    return Sheet(scene, _ask(rng, balance, scene, [Plan(family, tags=tags)]), poor=True)
+    tried = (_ask(rng, balance, scene, [Plan(family, tags=tags)]) for family in families)
+    return Sheet(scene, next(filter(None, tried), []), poor=True)
 
 
 def _textvqa(rng: np.random.Generator, balance: Balance, key: str) -> Sheet:

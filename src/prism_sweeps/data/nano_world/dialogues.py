@@ -129,13 +129,13 @@ def dialogue(scene: Scene, rng: np.random.Generator, balance: Balance) -> list[T
         if len(parts) == wanted:
             break
     parts.sort(key=lambda item: _FIRST.index(item[0].family) if item[0].family in _FIRST else len(_FIRST))
-    turns, heard = [], set[str]()
+    turns, heard, texts = list[Turn](), set[str](), set[str]()
     for part, found in parts:
-        question = balance.choose(rng, found, heard)
-        # A repeated text is one that two parts of the same family would ask.
-        if question is not None and not any(question.text in said for said, _ in turns):
+        question = balance.choose(rng, [question for question in found if question.text not in texts], heard)
+        if question is not None:
             turns.append(part.form(question, rng))
             heard.update(question.mentions)
+            texts.add(question.text)
     return turns + (photo_dialogue(scene, rng, balance)[:1] if rng.random() < 0.3 else [])
 
 

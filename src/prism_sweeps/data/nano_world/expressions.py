@@ -29,7 +29,9 @@ def with_places(scene: Scene) -> list[Question]:
         for category, thing in _extremes(scene, relation):
             found += [(template.format(category), thing) for template in templates]
     for where, thing in _alone_at_place(scene, [thing.category for thing in scene.things]):
-        found += [(f"{thing.category} {at_place(where)}", thing), (f"{where} {thing.category}", thing)]
+        # "left dog" means the leftmost one; as the name of a cell it would be a second reading.
+        if where == "centre" or " " in where:
+            found += [(f"{thing.category} {at_place(where)}", thing), (f"{where} {thing.category}", thing)]
     return _asked(scene, "refcoco", found)
 
 

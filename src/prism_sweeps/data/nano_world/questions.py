@@ -148,7 +148,7 @@ def sign_word(scene: Scene) -> list[Question]:
     """Ask "what does the sign say?"."""
     if scene.sign is None:
         return []
-    return [Question("sign_word", "sign_word", text, scene.sign.word) for text in SIGN_QUESTIONS]
+    return [Question("sign_word", f"sign_word {text}", text, scene.sign.word) for text in SIGN_QUESTIONS]
 
 
 def sign_exists(scene: Scene) -> list[Question]:
@@ -164,11 +164,9 @@ def unanswerable(scene: Scene) -> list[Question]:
         texts.append(("tile_colour", name, f"what colour is the tile under the {name}?"))
         texts.append(("where", name, f"where is the {name}?"))
     if scene.sign is None:
-        texts += [("sign_word", "", text) for text in SIGN_QUESTIONS]
+        texts += [("sign_word", text, text) for text in SIGN_QUESTIONS]
     return [
-        Question(
-            family, f"{family} {subject}".strip(), text, "Unanswerable", (subject,) if subject in CATEGORIES else ()
-        )
+        Question(family, f"{family} {subject}", text, "Unanswerable", (subject,) if subject in CATEGORIES else ())
         for family, subject, text in texts
     ]
 

@@ -115,7 +115,7 @@ class SceneStyle:
 SIMPLE = SceneStyle(things=(1, 2), sizes=(0.0, 1.0, 3.0), repeats=0.1, signs=0.15, clutter=(0.8, 0.15, 0.05))
 ORDINARY = SceneStyle()
 CROWDED = SceneStyle(things=(5, 9), sizes=(3.0, 1.0, 0.3), repeats=0.5, clutter=(0.2, 0.4, 0.4))
-PHOTO = SceneStyle(things=(1, 3), sizes=(0.3, 1.0, 2.0), tiles=0.7, repeats=0.1, signs=0.4)
+PHOTO = SceneStyle(things=(1, 3), sizes=(0.3, 1.0, 2.0), tiles=0.7, repeats=0.1, signs=0.6)
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:

@@ -15,10 +15,10 @@ from prism_sweeps.training.zoo.towers import LOW, Run, new_tower, numbers, optim
 SIZE = 8_000
 
 
-def train(name: str, pixels: int, folder: Path, samples: int, workers: int) -> None:
+def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Cross entropy with label smoothing 0.1 over the categories."""
-    run = Run(samples, batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4)
-    data = pictures(folder, "single", pixels, SIZE, workers)
+    run = Run(round(scale * samples), batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
+    data = pictures(folder, "single", pixels, min(SIZE, max(run.samples, 2 * run.batch)), workers)
     labels = torch.tensor(data.labels)
     vision = new_tower(name, pixels)
     if pixels != LOW:
@@ -31,4 +31,4 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int) -> N
         return F.cross_entropy(model(data.batch(chosen)), labels[chosen], label_smoothing=0.1)
 
     optimise(run, model.parameters(), loss_of, f"{name} {pixels}")
-    save(vision, name, pixels, run, f"classification into {len(CATEGORIES)} categories, {SIZE} scenes of one object")
+    save(vision, name, pixels, run, f"classification into {len(CATEGORIES)} categories, {len(labels)} scenes of one object")

@@ -75,10 +75,10 @@ OBJECTIVES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 """Name -> loss, first scale, first bias (the papers' own)."""
 
 
-def train(name: str, pixels: int, folder: Path, samples: int, workers: int) -> None:
+def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Train one of the two towers at `pixels`; above the low resolution it starts from the low one's weights."""
     loss, scale, bias = OBJECTIVES[name]
-    run = Run(samples, batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4)
+    run = Run(round(scale * samples), batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
     data = pictures(folder, "mixed", pixels, SIZE, workers)
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     vision = new_tower(name, pixels)

@@ -87,9 +87,9 @@ class Teacher:
         return wanted, patches
 
 
-def train(name: str, pixels: int, folder: Path, samples: int, workers: int) -> None:
+def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Two crops a picture; each one's class token predicts the other's, each one's masked patches their own."""
-    run = Run(samples, batch=64, learning_rate=1e-3 if pixels == LOW else 4e-4)
+    run = Run(round(scale * samples), batch=64, learning_rate=1e-3 if pixels == LOW else 4e-4, scale=scale)
     data = pictures(folder, "mixed", pixels, SIZE, workers)
     vision = new_tower(name, pixels)
     if pixels != LOW:

@@ -41,6 +41,7 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DOCUMENTS = 8_000
+CHATS = 1_600
 LONGEST = 384
 
 
@@ -82,7 +83,7 @@ def chat(number: int) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over 3,000 documents."""
+    """Byte-level BPE over 1,500 documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -94,7 +95,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document(number) for number in range(3_000)), trainer)
+    tokenizer.train_from_iterator((document(number) for number in range(1_500)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -104,14 +105,14 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
     )
 
 
-def train_base() -> None:
+def train_base(scale: float) -> None:
     """Next-token prediction on documents."""
     llm = design_space().part("llm", "nano-base", {})
     folder = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(folder)
-    run = Run(DOCUMENTS, batch=16, learning_rate=2e-3)
-    texts = tokenizer([document(number) for number in range(DOCUMENTS)], truncation=True, max_length=LONGEST)
+    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=2e-3, scale=scale)
+    texts = tokenizer([document(number) for number in range(run.samples)], truncation=True, max_length=LONGEST)
     bos = tokenizer.bos_token_id
     rows = [[bos, *ids, tokenizer.eos_token_id] for ids in texts["input_ids"]]
     torch.manual_seed(run.seed)
@@ -120,14 +121,14 @@ def train_base() -> None:
     _save(model, folder, run, "next-token prediction on generated text")
 
 
-def train_instruct() -> None:
+def train_instruct(scale: float) -> None:
     """nano-base, tuned on chats in its chat template; loss on the assistant's words."""
     llm = design_space().part("llm", "nano-instruct", {})
     folder = ZOO / "nano-instruct"
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
-    run = Run(1_600, batch=16, learning_rate=7e-4)
+    run = Run(round(scale * CHATS), batch=16, learning_rate=7e-4, scale=scale)
     writing = prompt_format(llm, tokenizer)
     rows = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
@@ -157,8 +158,7 @@ def _learn(model: PreTrainedModel, rows: list[Encoded], run: Run, title: str) ->
     # Neighbours in length share a batch; which batch comes when is drawn anew each pass.
     rows = sorted(rows, key=lambda row: len(row.ids))
     batches = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
-    one_at_a_time = Run(len(batches), 1, 0.0, run.seed)
-    order = numbers(one_at_a_time, len(batches))
+    order = numbers(Run(len(batches), 1, 0.0, run.seed), len(batches))
 
     def loss_of(step: int) -> Tensor:
         ids_BT, labels_BT = _padded(batches[int(order(step)[0])])
@@ -183,5 +183,3 @@ def _padded(rows: list[Encoded]) -> tuple[Tensor, Tensor]:
 def _save(model: PreTrainedModel, folder: Path, run: Run, note: str) -> None:
     model.half().save_pretrained(folder)
     write_card(folder / "card.json", folder.name, run, note)
-
-

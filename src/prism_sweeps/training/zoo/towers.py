@@ -33,6 +33,8 @@ class Run:
     samples: int
     batch: int
     learning_rate: float
+    scale: float = 1.0
+    """Share of the recipe's samples that this run takes."""
     seed: int = 7
     losses: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.time)
@@ -40,7 +42,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return self.samples // self.batch
+        return max(1, self.samples // self.batch)
 
     @property
     def final_loss(self) -> float:
@@ -89,7 +91,7 @@ def optimise(run: Run, parameters: Iterable[nn.Parameter], loss_of: Callable[[in
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         run.losses.append(loss.item())
-        if step % 20 == 0 or step == run.steps - 1:
+        if step % 10 == 0 or step == run.steps - 1:
             spent = time.time() - run.started
             print(f"{title} {step + 1}/{run.steps} loss {run.losses[-1]:.4f} {spent:.0f} s", flush=True)
 
@@ -119,7 +121,8 @@ def write_card(path: Path, what: str, run: Run, note: str) -> None:
     """The JSON beside weights: command, commit, seconds, final loss."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ZOO.parent, check=False)
     card = {
-        "command": f"python -m prism_sweeps.training.zoo {what}",
+        "command": f"python -m prism_sweeps.training.zoo {what}"
+        + (f" --scale {run.scale:g}" if run.scale != 1 else ""),
         "note": note,
         "commit": commit.stdout.strip() or None,
         "samples": run.samples,

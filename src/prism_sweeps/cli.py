@@ -1,0 +1,162 @@
+"""The command line: arguments only. Everything else is imported when its command is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Command = Callable[[str, str, str, str], argparse.ArgumentParser]
+"""Adds a command: (name, its module in prism_sweeps.commands, what it does, examples)."""
+
+OVERVIEW = """\
+examples:
+  prism plan nano/axes                          what would run, what is shared, what it costs
+  prism sweep nano/axes                         run it; run it again to go on after an interruption
+  prism sweep backbone=nano-clip,nano-dinov2 resize=letterbox,naive seed=1,2
+  prism status nano/axes                        where every cell stands
+  prism report nano/axes                        tables, plots and a page
+  prism ask photo.png "What is on the left?" --cell 1a2b3c4d
+
+exit codes: 0 all well, 1 jobs failed, 2 something to mend (the message says what), 130 interrupted
+"""
+STUDY = """\
+  STUDY          a study of conf/study (`prism studies` lists them), or one that this store has run
+  key=value      Hydra overrides: an axis and its choices (resize=letterbox,naive), or a value (stages.chain...);
+                 without STUDY they are a grid of their own
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = parse(argv)
+    from prism_sweeps.config.errors import PrismError
+
+    try:
+        code: int = importlib.import_module(f"prism_sweeps.commands.{arguments.module}").run(arguments)
+    except PrismError as error:
+        print(f"prism: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prism: interrupted; what was done is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; overrides may stand before, between and after options."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def build_parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="prism", description="Sweeps over the design axes of vision-language models.", epilog=OVERVIEW,
+        formatter_class=raw,
+    )  # fmt: skip
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, module: str, text: str, example: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text, epilog=example, formatter_class=raw)
+        found.set_defaults(module=module)
+        found.add_argument(
+            "--store", type=Path, metavar="FOLDER", help="records (default: PRISM_STORE, or the config's)"
+        )
+        found.add_argument(
+            "--config-dir", type=Path, metavar="FOLDER", help="your own choices and studies, added to ours"
+        )
+        return found
+
+    add_grid_commands(command)
+    add_cell_commands(command)
+    add_record_commands(command)
+    return parser
+
+
+def add_grid_commands(command: Command) -> None:
+    """plan and sweep."""
+    plan = command(
+        "plan", "plan", "Show what a study would run: cells, shared jobs, what is done, cost.",
+        f"{STUDY}\nexamples:\n  prism plan nano/axes\n  prism plan backbone=nano-clip,nano-siglip seed=1,2 --json",
+    )  # fmt: skip
+    sweep = command(
+        "sweep", "sweep", "Run what is not done yet of a study, on this machine.",
+        f"{STUDY}\nCtrl-C writes checkpoints and stops; the same command goes on from there.\n\n"
+        "examples:\n  prism sweep nano/axes\n  prism sweep nano/axes engine.workers=1\n"
+        "  prism sweep resize=letterbox,naive,crop --name resize-only",
+    )  # fmt: skip
+    for parser in (plan, sweep):
+        parser.add_argument("overrides", nargs="*", metavar="STUDY key=value", help="see below")
+        parser.add_argument("--name", help="name of the study (default: STUDY, or adhoc-<hash> for a grid)")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_cell_commands(command: Command) -> None:
+    """train, evaluate, ask."""
+    train = command(
+        "train", "train", "Train and score one cell here, in the foreground.",
+        "examples:\n  prism train llm=nano-base\n  prism train backbone=nano-dinov2 seed=3 suite.examples=50",
+    )  # fmt: skip
+    evaluate = command(
+        "evaluate", "evaluate", "Score one trained cell here, in the foreground; nothing is trained.",
+        "examples:\n  prism evaluate llm=nano-base suite.conditions=[real,blank,shuffled]",
+    )  # fmt: skip
+    for parser in (train, evaluate):
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides that make one cell")
+        parser.add_argument("--name", help="name under which the cell is kept (default: adhoc-<hash>)")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    ask = command(
+        "ask", "ask", "Ask a trained cell a question about an image.",
+        'examples:\n  prism ask photo.png "What is on the left?" --cell 1a2b3c4d\n'
+        '  prism ask photo.png "How many?" --cell backbone=nano-clip seed=2',
+    )  # fmt: skip
+    ask.add_argument("image", type=Path, metavar="IMAGE")
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--cell", nargs="+", required=True, metavar="ID|key=value", help="id (prism status) or overrides")
+    ask.add_argument("--study", help="where to look for the id (default: every study of the store)")
+    ask.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    ask.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_record_commands(command: Command) -> None:
+    """status, report, studies, data."""
+    status = command(
+        "status", "status", "Show where every cell of a study stands, and why jobs failed; without STUDY, all studies.",
+        "examples:\n  prism status\n  prism status nano/axes --json",
+    )  # fmt: skip
+    status.add_argument("study", nargs="?", metavar="STUDY")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    report = command(
+        "report", "report", "Write a study's tables, plots and page, and bring MLflow up to date.",
+        "examples:\n  prism report nano/axes",
+    )  # fmt: skip
+    report.add_argument("study", metavar="STUDY")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    studies = command("studies", "studies", "List the studies that can be run.", "examples:\n  prism studies")
+    studies.add_argument("--json", action="store_true", help="print JSON")
+    data = command(
+        "data", "data", "Prepare data sets before anything needs them.",
+        "examples:\n  prism data prepare nano-benchmarks nano-world-6000\n  prism data prepare --study nano/axes",
+    )  # fmt: skip
+    data.add_argument("action", choices=["prepare"])
+    data.add_argument("names", nargs="*", metavar="NAME", help="data sets")
+    data.add_argument("--study", help="those that this study needs")
+    data.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What each command of `prism` does once its arguments are parsed: `run(args) -> exit code`."""

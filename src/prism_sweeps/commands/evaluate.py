@@ -1,0 +1,21 @@
+"""prism evaluate: the scores of one trained cell."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from prism_sweeps.commands.opening import one_cell, open_store
+from prism_sweeps.commands.train import run_cell
+from prism_sweeps.config.errors import ConfigError
+
+
+def run(arguments: Namespace) -> int:
+    plan, cell = one_cell(arguments)
+    store = open_store(plan.store, arguments)
+    state = store.job(cell.train[-1]).state()["status"]
+    if state != "done":
+        raise ConfigError(
+            f"cell {cell.id} is not trained in {store.root} (its last stage is {state}); "
+            f"train it: prism train {' '.join(arguments.overrides)}"
+        )
+    return run_cell(plan, store, {name: plan.jobs[name] for name in cell.evaluate}, arguments.json)

@@ -1,0 +1,71 @@
+"""prism sweep: run what is not done yet of a study."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from prism_sweeps.commands.opening import open_store, plan_of
+from prism_sweeps.commands.output import console, print_json
+from prism_sweeps.commands.status import show, status
+from prism_sweeps.launching.local import Outcome, run_jobs
+from prism_sweeps.launching.progress import display_for
+from prism_sweeps.planning.cost import job_cost
+from prism_sweeps.planning.plan import Plan
+from prism_sweeps.tracking.records import Store
+
+
+def run(arguments: Namespace) -> int:
+    plan = plan_of(arguments)
+    store = open_store(plan.store, arguments)
+    store.study(plan.study).write_plan(plan.to_plain())
+    outcome = run_jobs(plan.jobs, store, plan.engine, display_for(), weights=expected(plan))
+    tracked = None if outcome.interrupted else track(plan, store)
+    found = status(store, plan)
+    if arguments.json:
+        print_json(found | {"mlflow": tracked, "skipped": outcome.skipped, "interrupted": outcome.interrupted})
+    else:
+        show(store, found, console())
+        for line in closing(plan, outcome, tracked):
+            print(line)
+    return exit_code(outcome)
+
+
+def expected(plan: Plan) -> dict[str, float]:
+    """Fingerprint -> FLOPs, as relative durations; {} where one is unknown, since units must not mix."""
+    costs = {name: job_cost(job).flops for name, job in plan.jobs.items()}
+    known = {name: cost for name, cost in costs.items() if cost}
+    return known if len(known) == len(costs) else {}
+
+
+def track(plan: Plan, store: Store) -> str | None:
+    """Feeds MLflow and returns where it is; a failure is a warning, for the records have everything."""
+    if not plan.tracking.mlflow:
+        return None
+    from prism_sweeps.tracking.mlflow_import import TrackingError, import_study
+
+    try:
+        return import_study(store, plan.study, plan.tracking.uri).uri
+    except TrackingError as error:
+        print(f"prism: warning: {error}", file=sys.stderr)
+        return None
+
+
+def closing(plan: Plan, outcome: Outcome, tracked: str | None) -> list[str]:
+    """What to do next."""
+    again = f"prism sweep {plan.study}"
+    if outcome.interrupted:
+        return [
+            f"interrupted; go on with the same command (or {again}): done jobs are kept, others go on where they were"
+        ]
+    lines = [f"tables and plots: prism report {plan.study}"]
+    if tracked:
+        lines.append(f"curves and runs:  mlflow ui --backend-store-uri {tracked}")
+    if outcome.failed:
+        lines.append(f"failed jobs are tried again by: {again}")
+    return lines
+
+
+def exit_code(outcome: Outcome) -> int:
+    """130 interrupted, 1 when a job failed, else 0."""
+    return 130 if outcome.interrupted else int(bool(outcome.failed))

@@ -1,0 +1,63 @@
+import json
+from dataclasses import asdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
+from prism_sweeps.config.schema import Benchmark, Cell, Source, Stage, Study, Tower
+from prism_sweeps.config.specs import EvaluationSpec, StageSpec
+from prism_sweeps.planning.jobs import jobs_of
+from prism_sweeps.config.compose import compose_cell
+
+KINDS = [Benchmark, Source, Stage, Study, Tower]
+
+
+def small_cell(*overrides: str) -> Cell:
+    return compose_cell(["suite=easy-vqa", *overrides])[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_any_object_round_trips_through_json(kind: type, data: st.DataObject) -> None:
+    obj = data.draw(st.from_type(kind))
+    text = json.dumps(plain(obj))
+    again = from_plain(kind, json.loads(text))
+    assert plain(again) == json.loads(text)
+    if "Any" not in str(kind.__annotations__):
+        assert again == obj
+        assert asdict(again) == asdict(obj)
+
+
+def test_specs_round_trip_and_are_told_apart() -> None:
+    train, evaluate = jobs_of(small_cell("stages=nano-two-stage"))
+    for job in (*train, *evaluate):
+        again = spec_from_plain(json.loads(json.dumps(plain(job.spec))))
+        assert again == job.spec
+        assert type(again) is (StageSpec if job in train else EvaluationSpec)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"widht": 3}, "tower: unknown key 'widht'; did you mean 'width'"),
+        ({"width": "3"}, "tower.width: '3' is a str, not a int"),
+        ({"width": True}, "tower.width: True is a bool"),
+        ({"mean": [0.5, "x"]}, r"tower.mean\[1\]: 'x' is a str"),
+        ({"weights": {"x": "hub"}}, "tower.weights: 'x' is a str, not a int"),
+        ({"kwargs": []}, r"tower.kwargs: \[\] is a list, not a dict"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        from_plain(Tower, {**plain(Tower(width=1)), **change}, "tower")
+
+
+def test_a_missing_entry_and_an_unknown_kind_are_named() -> None:
+    content = plain(jobs_of(small_cell())[0][0].spec)
+    with pytest.raises(ConfigError, match="'model'"):
+        spec_from_plain({key: value for key, value in content.items() if key != "model"})
+    with pytest.raises(ConfigError, match="did you mean 'train'"):
+        spec_from_plain({**content, "kind": "trian"})
