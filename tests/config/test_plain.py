@@ -1,18 +1,17 @@
 import json
-from dataclasses import asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
-from prism_sweeps.config.schema import Benchmark, Cell, Source, Stage, Study, Tower
+from prism_sweeps.config.schema import Benchmark, Cell, Source, Stage, Tower
 from prism_sweeps.config.specs import EvaluationSpec, StageSpec
 from prism_sweeps.planning.jobs import jobs_of
-from prism_sweeps.config.compose import compose_cell
 
-KINDS = [Benchmark, Source, Stage, Study, Tower]
+KINDS = [Benchmark, Source, Stage]
 
 
 def small_cell(*overrides: str) -> Cell:
@@ -20,15 +19,12 @@ def small_cell(*overrides: str) -> Cell:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_object_round_trips_through_json(kind: type, data: st.DataObject) -> None:
     obj = data.draw(st.from_type(kind))
-    text = json.dumps(plain(obj))
-    again = from_plain(kind, json.loads(text))
-    assert plain(again) == json.loads(text)
-    if "Any" not in str(kind.__annotations__):
-        assert again == obj
-        assert asdict(again) == asdict(obj)
+    again = from_plain(kind, json.loads(json.dumps(plain(obj))))
+    assert repr(again) == repr(obj)  # by text, since nan is not equal to itself
 
 
 def test_specs_round_trip_and_are_told_apart() -> None:
@@ -51,8 +47,9 @@ def test_specs_round_trip_and_are_told_apart() -> None:
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], told: str) -> None:
+    tower = Tower("t", "timm", "vit", width=8, depth=2, heads=2, patch=8)
     with pytest.raises(ConfigError, match=told):
-        from_plain(Tower, {**plain(Tower(width=1)), **change}, "tower")
+        from_plain(Tower, {**plain(tower), **change}, "tower")
 
 
 def test_a_missing_entry_and_an_unknown_kind_are_named() -> None:

@@ -22,7 +22,7 @@ from prism_sweeps.evaluation.benchmarks import Example, read_index, render_promp
 from prism_sweeps.evaluation.boxes import overlap
 from prism_sweeps.evaluation.scorers import gold_of, scorer
 
-EXAMPLES = 120
+EXAMPLES = 100
 CONFIGS = Path(__file__).parents[2] / "conf" / "benchmark"
 CONFIG_NAMES = sorted(path.stem for path in CONFIGS.glob("nano-*.yaml"))
 
@@ -74,7 +74,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# The chance level of the best blind answer; a few points above the true one, as 120 examples are a small sample.
+# The chance level of the best blind answer; a few points above the true one, as 100 examples are a small sample.
 CEILINGS = {
     "nano-vqav2": 0.45,
     "nano-gqa": 0.45,
@@ -103,13 +103,15 @@ def test_blind_answers_stay_near_chance(benchmarks: Path, name: str):
 )
 def test_no_constant_box_does_well(benchmarks: Path, name: str, threshold: float, ceiling: float):
     boxes = [example.box for example in rows(benchmarks, name)]
-    steps = np.arange(0, 1.01, 0.1)
-    constants = [
-        (x1, y1, x2, y2) for x1 in steps for x2 in steps for y1 in steps for y2 in steps if x1 < x2 and y1 < y2
+    sizes = (0.2, 0.35, 0.5)
+    corners = [
+        (x, y, w, h)
+        for w in sizes
+        for h in sizes
+        for x in np.arange(0, 1.01 - w, 0.1)
+        for y in np.arange(0, 1.01 - h, 0.1)
     ]
-    sizes = [(round(x2 - x1, 1), round(y2 - y1, 1)) for x1, y1, x2, y2 in constants]
-    likely = [box for box, size in zip(constants, sizes, strict=True) if max(size) <= 0.6]
-    best = max(sum(overlap(constant, box) >= threshold for box in boxes) for constant in likely)
+    best = max(sum(overlap((x, y, x + w, y + h), box) >= threshold for box in boxes) for x, y, w, h in corners)
     assert best / len(boxes) <= ceiling
 
 
@@ -139,8 +141,7 @@ def test_yes_and_no_are_even_within_every_pope_split(benchmarks: Path):
     for example in rows(benchmarks, "nano-pope"):
         splits[example.tags["split"]][example.answers[0]] += 1
     assert set(splits) == {"random", "popular", "adversarial"}
-    # Two chunks of examples, each even to within one.
-    assert all(abs(counts["Yes"] - counts["No"]) <= 2 for counts in splits.values())
+    assert all(abs(counts["Yes"] - counts["No"]) <= 1 for counts in splits.values())
 
 
 def test_every_third_photo_is_unanswerable(benchmarks: Path):
@@ -160,7 +161,7 @@ def test_the_read_word_is_among_the_ocr_tokens(benchmarks: Path):
 def test_training_sources_are_read_by_the_conversation_reader(training: Path):
     numbers = {}
     for source in SOURCES:
-        found = read_conversations(training / source / "chat.json", training, source)
+        found = read_conversations(training / source / "chat.json", training, source, None)
         numbers[source] = len(found)
         assert len({conversation.name for conversation in found}) == len(found)
         for conversation in found:
@@ -171,13 +172,13 @@ def test_training_sources_are_read_by_the_conversation_reader(training: Path):
     assert numbers["align"] == numbers["instruct"] == 150
     assert numbers["language"] == 19
     assert min(numbers["lvis4v"], numbers["lrv"]) > 35
-    align = read_conversations(training / "align" / "chat.json", training, "align")
+    align = read_conversations(training / "align" / "chat.json", training, "align", None)
     assert all(len(conversation.turns) == 2 for conversation in align)
 
 
 def asked_and_answered(training: Path) -> list[tuple[str, str]]:
     found = []
-    for conversation in read_conversations(training / "instruct" / "chat.json", training, "instruct"):
+    for conversation in read_conversations(training / "instruct" / "chat.json", training, "instruct", None):
         texts = [text.removeprefix("<image>\n") for _, text in conversation.turns]
         found += zip(texts[::2], texts[1::2], strict=True)
     return found
@@ -219,14 +220,14 @@ def test_what_training_teaches_about_words_alone_does_not_answer_pope(benchmarks
     """The commonest training answer to each question text, applied to the benchmark."""
     taught = defaultdict(Counter)
     writer = Writer()
-    for number in range(400):
+    for number in range(200):
         for turn in zip(*[iter(writer.records(picture(number))["instruct"]["conversations"])] * 2, strict=True):
             question = turn[0]["value"].removeprefix("<image>\n").split("\n")[0]
             taught[question][turn[1]["value"]] += 1
     examples = rows(benchmarks, "nano-pope")
     right = sum(taught[e.question].most_common(1)[0][0] == e.answers[0] for e in examples if taught[e.question])
     known = sum(bool(taught[example.question]) for example in examples)
-    assert known > 80
+    assert known > 40
     assert 0.35 <= right / known <= 0.65
 
 

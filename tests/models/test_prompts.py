@@ -111,7 +111,7 @@ def said(encoded, form) -> list[str]:
 
 
 @pytest.mark.parametrize("key", FORMATS, ids=" | ".join)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(question=TEXT, answer=TEXT, more=st.lists(st.tuples(TEXT, TEXT), max_size=2))
 def test_question_and_answer_are_the_first_tokens_of_training(key, question, answer, more):
     form = FORMATS[key]

@@ -3,12 +3,11 @@
 import errno
 import json
 import math
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,12 +183,13 @@ def test_stops_anywhere_leave_no_trace(undisturbed: JobRecord, store: Store):
 
 
 def test_kill_leaves_no_trace(undisturbed: JobRecord, store: Store):
-    script = Path(tiny.__file__)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen([sys.executable, script, store.root, "0.05"], env=environment)
+    # Forked: a new interpreter would spend most of the test on importing torch.
+    worker = multiprocessing.get_context("fork").Process(target=train_slowly, args=(store,))
+    worker.start()
     wait_for(lambda: len(store.job(JOB).read_metrics()) >= 5, worker)
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
     assert not store.job(JOB).weights.exists()
     assert any(store.job(JOB).checkpoints.iterdir())
     tiny.train(store)
@@ -197,10 +197,18 @@ def test_kill_leaves_no_trace(undisturbed: JobRecord, store: Store):
     assert curve(store.job(JOB)) == curve(undisturbed)
 
 
-def wait_for(condition, worker: subprocess.Popen) -> None:
+def train_slowly(store: Store) -> None:
+    def pause() -> bool:
+        time.sleep(0.05)
+        return False
+
+    tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0), stop=pause)
+
+
+def wait_for(condition: Callable[[], bool], worker: multiprocessing.Process) -> None:
     until = time.monotonic() + 300
     while not condition():
-        assert worker.poll() is None, "the worker ended early"
+        assert worker.is_alive(), "the worker ended early"
         assert time.monotonic() < until
         time.sleep(0.01)
 

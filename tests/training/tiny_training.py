@@ -1,12 +1,9 @@
-"""A stage that trains in a second, for the tests here; as a script, it trains that stage in STORE with seconds per
-checkpoint and per step, so that a test can kill it."""
+"""A stage that trains in a second, for the tests here."""
 
 from __future__ import annotations
 
 import json
 import random
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,13 +116,3 @@ def quiet(done: int, total: int, note: str) -> None:
 
 def never() -> bool:
     return False
-
-
-if __name__ == "__main__":
-    root, seconds = Path(sys.argv[1]), float(sys.argv[2])
-
-    def slowly() -> bool:
-        time.sleep(seconds)
-        return False
-
-    train(Store.open(root), engine=replace(ENGINE, checkpoint_seconds=0.0), stop=slowly)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -38,7 +39,7 @@ CHAT = (
 
 
 def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal LM with SDPA attention, in `dtype`, on the CPU.
+    """The causal LM in `dtype`, on the CPU, with SDPA attention where it has that.
 
     `random:SEED` is a Llama of the stated shape with random weights. Raises ConfigError for weights that are missing
     and for a stated shape that is not the model's.
@@ -48,10 +49,8 @@ def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) 
         with private_seed(place):
             return LlamaForCausalLM(_llama_config(llm)).to(dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(_cannot_load(llm, "weights", error)) from error
     _check(llm, model)
     return model
@@ -125,4 +124,4 @@ def _check(llm: LanguageModel, model: PreTrainedModel) -> None:
 
 def _llama_config(llm: LanguageModel) -> LlamaConfig:
     shape = {name: getattr(llm, field) for field, name in SHAPE.items()}
-    return LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, attn_implementation="sdpa")
+    return LlamaConfig(**shape, bos_token_id=0, eos_token_id=1)

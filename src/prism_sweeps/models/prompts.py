@@ -26,6 +26,8 @@ Render = Callable[[Turns], tuple[str, list[Span]]]
 ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = re.compile(r"<image>\n?|\n<image>")
 PROBE = "q"
+DATE = "26 Jul 2024"
+"""For templates that state the date (Llama 3): their own default, so that prompts do not change from day to day."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PromptFormat:
         self.tokenizer = tokenizer
         self.bos_id = bos_id
         taught = tokenizer.convert_tokens_to_ids(end)
-        self.end_ids: list[int] = list(dict.fromkeys([taught, tokenizer.eos_token_id or taught]))
+        self.end_ids: list[int] = list(dict.fromkeys([taught, tokenizer.eos_token_id]))
         self._render = render
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._control = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
@@ -165,7 +167,7 @@ class Chat:
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], is_open: bool) -> str:
     """The messages as the chat template writes them; `is_open` adds the start of an answer."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open, date_string=DATE)
     except (TemplateError, ValueError) as error:
         roles = [message["role"] for message in messages]
         raise DataError(f"the chat template refuses turns {roles}: {error}") from error
@@ -177,11 +179,11 @@ def _chat_format(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> Prom
     answer = "zyx"
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": answer}]
     text = rendered(tokenizer, messages, False)
-    tail = text[text.rindex(answer) + len(answer) :]
+    _, found, tail = text.rpartition(answer)
     added = sorted(tokenizer.added_tokens_decoder.items())
     control = {token.content: index for index, token in added if token.special}
     ends = sorted((tail.index(token), token) for token in control if token in tail)
-    if not ends:
+    if not found or not ends:
         raise ConfigError(
             f"language model '{llm.name}': its chat template ends an answer with {tail!r}, which holds no control token"
         )

@@ -3,12 +3,11 @@
 Shapes: B rows, I rows that have an image, T text positions, S positions with patches, P patches, V channels of the
 vision features, D channels of the language model, N supervised positions.
 """
-# ruff: noqa: N815 (fields carry shape suffixes too)
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,7 +143,8 @@ class VLM(nn.Module):
         Padding is on the right, where causal attention never looks back from, so no mask is needed; and the head, the
         dearest layer of a small model, runs on supervised positions only.
         """
-        tokens_IPD = self.image_tokens(batch.pixels) if bool(batch.has_image_B.any()) else None
+        has_images = any(len(pixels) for pixels in batch.pixels.values())
+        tokens_IPD = self.image_tokens(batch.pixels) if has_images else None
         embeds_BSD, _, labels_BS = self.embed(
             batch.ids_BT, batch.mask_BT, batch.has_image_B, tokens_IPD, batch.labels_BT
         )
@@ -174,10 +174,14 @@ def build_vlm(spec: ModelSpec, seed: int) -> VLM:
 def save_trained(vlm: VLM, folder: Path, modules: Sequence[str]) -> None:
     """Write `MODULE.safetensors` for each of `modules`; `folder` appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
     try:
         for name in modules:
-            save_file(_own_tensors(vlm.get_submodule(name)), temporary / f"{name}.safetensors")
+            path = temporary / f"{name}.safetensors"
+            save_file(_own_tensors(vlm.get_submodule(name)), path)
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)

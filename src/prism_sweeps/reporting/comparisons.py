@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from prism_sweeps.reporting.frame import SPLIT, StudyFrames
+from prism_sweeps.reporting.frame import StudyFrames, split_of
 from prism_sweeps.reporting.statistics import Estimate, Grid, average, difference, estimate, holm, sign_flip_p
 
 REAL = "real"
@@ -95,16 +95,20 @@ def grids_of(frames: StudyFrames) -> Grids:
 
 
 def grid_of(part: pd.DataFrame, by_split: bool) -> Grid:
-    wide = part.pivot_table(index="seed", columns="example", values="score", aggfunc="mean", sort=False)
-    wide = wide.dropna(axis=1)
-    first = part.drop_duplicates("example").set_index("example").loc[wide.columns]
-    split_N = [str((tags or {}).get(SPLIT, "")) if by_split else "" for tags in first["tags"]]
+    """One variant on one benchmark; examples that some seed has no answer to are left out."""
+    column, names = pd.factorize(part["example"])
+    seeds, row = np.unique(part["seed"], return_inverse=True)
+    score_SN = np.full((len(seeds), len(names)), np.nan)
+    score_SN[row, column] = part["score"]
+    _, first = np.unique(column, return_index=True)
+    splits = [split_of(tags) if by_split else "" for tags in part["tags"].iloc[first]]
+    whole = ~np.isnan(score_SN).any(axis=0)
     return Grid(
-        seeds=tuple(int(seed) for seed in wide.index),
-        ids=tuple(wide.columns),
-        image_N=first["code"].to_numpy(dtype=np.int64),
-        stratum_N=np.unique(split_N, return_inverse=True)[1].astype(np.int64),
-        score_SN=wide.to_numpy(dtype=np.float64),
+        seeds=tuple(seeds.tolist()),
+        ids=tuple(names[whole]),
+        image_N=part["code"].to_numpy(dtype=np.int64)[first][whole],
+        stratum_N=pd.factorize(np.array(splits, dtype=object))[0].astype(np.int64)[whole],
+        score_SN=score_SN[:, whole],
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prism_sweeps.config.specs import EvaluationSpec, Job
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
+from prism_sweeps.reporting.statistics import Codes
 from prism_sweeps.tracking.records import Store
 
 SPLIT = "split"
@@ -49,6 +50,8 @@ class StudyFrames:
     examples: pd.DataFrame
     metrics: dict[str, pd.DataFrame]
     """Training job -> its curve."""
+    stages: dict[str, dict[str, str]]
+    """Stage name -> its training jobs -> the first variant that uses each."""
     by_split: frozenset[str]
     unexplained: frozenset[str]
 
@@ -83,6 +86,7 @@ def read_study(store: Store, study: str) -> StudyFrames:
         scores=pd.DataFrame(list(score_rows(plan.cells, evaluations, states)), columns=SCORES),
         examples=example_frame(plan.cells, evaluations, rows),
         metrics={name: curve for name, curve in curves.items() if len(curve)},
+        stages=stages_of(plan),
         by_split=by_split,
         unexplained=unexplained,
     )
@@ -129,6 +133,16 @@ def joint_state(states: Iterable[str]) -> str:
         if state in found:
             return state
     return "partial" if len(found) > 1 else next(iter(found), "new")
+
+
+def stages_of(plan: Plan) -> dict[str, dict[str, str]]:
+    stages: dict[str, dict[str, str]] = {}
+    for cell in plan.cells:
+        for name in cell.train:
+            spec = plan.jobs[name].spec
+            if isinstance(spec, StageSpec):
+                stages.setdefault(spec.name, {}).setdefault(name, label(cell))
+    return stages
 
 
 # ---- jobs and scores
@@ -197,22 +211,27 @@ def example_frame(
     evaluations: Mapping[str, EvaluationSpec],
     rows: Mapping[str, list[dict[str, Any]]],
 ) -> pd.DataFrame:
-    parts = []
-    for cell in cells:
-        for name in cell.evaluate:
-            if rows.get(name):
-                spec = evaluations[name]
-                part = pd.DataFrame.from_records(rows[name], columns=["id", "image", "score", "answer", "gold", "tags"])
-                part.insert(0, "condition", spec.condition)
-                part.insert(0, "benchmark", spec.benchmark.name)
-                part.insert(0, "seed", cell.seed)
-                part.insert(0, "variant", label(cell))
-                parts.append(part.rename(columns={"id": "example"}))
-    if not parts:
-        return pd.DataFrame(columns=EXAMPLES)
-    examples = pd.concat(parts, ignore_index=True)
-    keys = ["variant", "benchmark", "condition"]
-    return examples.astype(dict.fromkeys(keys, "category") | {"example": str, "image": str, "score": float})
+    """One row per answer. Columns are built whole: a frame per evaluation would take most of a report's time."""
+    found = [(cell, name) for cell in cells for name in cell.evaluate if rows.get(name)]
+    sizes = np.array([len(rows[name]) for _, name in found], dtype=np.int64)
+    answers = [row for _, name in found for row in rows[name]]
+    labels = {
+        "variant": [label(cell) for cell, _ in found],
+        "benchmark": [evaluations[name].benchmark.name for _, name in found],
+        "condition": [evaluations[name].condition for _, name in found],
+    }
+    columns: dict[str, Any] = {key: repeated(values, sizes) for key, values in labels.items()}
+    columns["seed"] = np.repeat(np.array([cell.seed for cell, _ in found], dtype=np.int64), sizes)
+    columns["score"] = np.array([row["score"] for row in answers], dtype=np.float64)
+    for column, key in {"example": "id", "image": "image", "answer": "answer", "gold": "gold", "tags": "tags"}.items():
+        columns[column] = pd.Series([row.get(key) for row in answers], dtype=object)
+    return pd.DataFrame(columns, columns=EXAMPLES)
+
+
+def repeated(values: list[str], sizes: Codes) -> pd.Categorical:
+    """Each of `values` as many times as `sizes` says."""
+    codes, names = pd.factorize(np.array(values, dtype=object))
+    return pd.Categorical.from_codes(np.repeat(codes, sizes), categories=list(names))
 
 
 def explain_scores(
@@ -221,19 +240,29 @@ def explain_scores(
     rows: Mapping[str, list[dict[str, Any]]],
 ) -> tuple[frozenset[str], frozenset[str]]:
     """Benchmarks whose score is the mean over splits, and those whose score follows from their rows in no known way."""
-    plain: dict[str, bool] = {}
-    split: dict[str, bool] = {}
-    for name, found in rows.items():
-        score, benchmark = (states[name]["result"] or {}).get("score"), evaluations[name].benchmark.name
-        if score is None or not found:
-            continue
-        values = np.array([row["score"] for row in found], dtype=float)
-        _, code_N = np.unique([str((row.get("tags") or {}).get(SPLIT, "")) for row in found], return_inverse=True)
-        by_split = float((np.bincount(code_N, weights=values) / np.bincount(code_N)).mean())
-        plain[benchmark] = plain.get(benchmark, True) and abs(100 * values.mean() - score) <= TOLERANCE
-        split[benchmark] = split.get(benchmark, True) and abs(100 * by_split - score) <= TOLERANCE
-    strange = [benchmark for benchmark, fits in plain.items() if not fits]
-    return (
-        frozenset(benchmark for benchmark in strange if split[benchmark]),
-        frozenset(benchmark for benchmark in strange if not split[benchmark]),
-    )
+    scores = {name: (states[name]["result"] or {}).get("score") for name, found in rows.items() if found}
+    known = {name: float(score) for name, score in scores.items() if score is not None}
+    of = {name: evaluations[name].benchmark.name for name in known}
+    strange = {of[name] for name, score in known.items() if abs(plain_score(rows[name]) - score) > TOLERANCE}
+    unexplained = {
+        of[name]
+        for name, score in known.items()
+        if of[name] in strange and abs(split_score(rows[name]) - score) > TOLERANCE
+    }
+    return frozenset(strange - unexplained), frozenset(unexplained)
+
+
+def plain_score(rows: list[dict[str, Any]]) -> float:
+    return 100 * sum(row["score"] for row in rows) / len(rows)
+
+
+def split_score(rows: list[dict[str, Any]]) -> float:
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        splits.setdefault(split_of(row.get("tags")), []).append(row)
+    return sum(map(plain_score, splits.values())) / len(splits)
+
+
+def split_of(tags: Mapping[str, Any] | None) -> str:
+    """The split an example belongs to, where its benchmark has splits."""
+    return str((tags or {}).get(SPLIT, ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,9 +16,12 @@ from matplotlib.figure import Figure
 
 from prism_sweeps.reporting.comparisons import REAL, AxisComparison, Comparison
 from prism_sweeps.reporting.frame import StudyFrames
+from prism_sweeps.reporting.statistics import Array
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX*"
+LABEL = 44
+"""Characters of a name that a figure has room for."""
 INK = "#1b1b1f"
 """Colour of text and lines; the page puts its own text colour in its place."""
 CURVE_POINTS = 200
@@ -32,23 +35,31 @@ STYLE = {
 }
 
 
-def colour(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
+def colours(frames: StudyFrames) -> dict[str, str]:
+    """Variant -> its colour in every figure; the reference has that of the text."""
+    reference, *others = frames.variants
+    return {reference: INK} | {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(others)}
 
 
-def marker(index: int) -> str:
-    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+def markers(frames: StudyFrames) -> dict[str, str]:
+    """Variant -> its marker. Where colours begin to repeat, markers have moved on by one."""
+    places = enumerate(frames.variants)
+    return {name: MARKERS[(place + place // len(PALETTE)) % len(MARKERS)] for place, name in places}
+
+
+def short(name: str) -> str:
+    return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
 
 
 # ---- figures
 
 
-def forest(found: AxisComparison, benchmarks: Sequence[str]) -> Figure | None:
+def forest(frames: StudyFrames, found: AxisComparison) -> Figure | None:
     """Differences of an axis's choices from its first, with intervals: the mean on top, then the benchmarks."""
     rows = [row for row in found.rows[1:] if row.differences]
     if not rows:
         return None
-    lines = [name for name in ["mean", *benchmarks] if any(estimate_on(row, name) for row in rows)]
+    lines = [name for name in ["mean", *frames.benchmarks] if any(estimate_on(row, name) for row in rows)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(4.6, 1.1 + len(lines) * (0.16 + 0.1 * len(rows)) + 0.17 * len(rows)), layout="constrained"
@@ -56,12 +67,13 @@ def forest(found: AxisComparison, benchmarks: Sequence[str]) -> Figure | None:
         axes = figure.add_subplot()
         for index, row in enumerate(rows):
             offset = (index - (len(rows) - 1) / 2) * 0.7 / len(rows)
-            draw_estimates(axes, row, lines, offset, index)
+            style = {"color": colours(frames)[row.variants[0]], "fmt": markers(frames)[row.variants[0]]}
+            draw_estimates(axes, row, lines, offset, style)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axhline(0.5, color=INK, linewidth=0.4, alpha=0.5)
         axes.set_yticks(range(len(lines)), lines)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlabel(f"points more than {found.rows[0].label}, 95 % interval")
+        axes.set_xlabel(f"points more than {short(found.rows[0].label)}, 95 % interval")
         axes.grid(axis="x", alpha=0.25)
         figure.legend(loc="outside upper left", frameon=False, ncols=1)
     return figure
@@ -71,14 +83,13 @@ def estimate_on(row: Comparison, name: str) -> bool:
     return row.mean is not None if name == "mean" else name in row.differences
 
 
-def draw_estimates(axes: Axes, row: Comparison, lines: Sequence[str], offset: float, index: int) -> None:
+def draw_estimates(axes: Axes, row: Comparison, lines: Sequence[str], offset: float, style: dict[str, str]) -> None:
     found = [(place, row.mean if name == "mean" else row.differences.get(name)) for place, name in enumerate(lines)]
     known = [(place, one) for place, one in found if one is not None]
     values = np.array([one.value for _, one in known])
     reach = np.nan_to_num(np.array([(one.value - one.low, one.high - one.value) for _, one in known])).T
     where = np.array([place for place, _ in known]) + offset
-    style = {"fmt": marker(index), "color": colour(index), "markersize": 4, "elinewidth": 1.4}
-    axes.errorbar(values, where, xerr=reach, label=row.label, **style)
+    axes.errorbar(values, where, xerr=reach, label=short(row.label), markersize=4, elinewidth=1.4, **style)
 
 
 def heat_map(frames: StudyFrames) -> Figure | None:
@@ -88,7 +99,7 @@ def heat_map(frames: StudyFrames) -> Figure | None:
     table = table.reindex(index=frames.cells["cell"], columns=frames.benchmarks)
     if table.empty or table.isna().all(axis=None):
         return None
-    names = [f"{cell.variant} · {cell.seed}" for cell in frames.cells.itertuples()]
+    names = [f"{short(cell.variant)} · {cell.seed}" for cell in frames.cells.itertuples()]
     reference = table[(frames.cells["variant"] == frames.reference).to_numpy()].mean()
     score, change = table.to_numpy(), (table - reference).to_numpy()
     reach = max(float(np.nanmax(np.abs(change), initial=0.0)), 1.0) if not np.isnan(change).all() else 1.0
@@ -103,13 +114,11 @@ def heat_map(frames: StudyFrames) -> Figure | None:
         )
         axes.spines[:].set_visible(False)
         write_scores(axes, score, change / reach)
-        figure.colorbar(
-            shown, label="points from the reference", shrink=min(1.0, 6 / max(len(names), 1)) if len(names) > 6 else 1.0
-        )
+        figure.colorbar(shown, label="points from the reference", shrink=min(1.0, 8 / len(names)))
     return figure
 
 
-def write_scores(axes: Axes, score: np.ndarray, strength: np.ndarray) -> None:
+def write_scores(axes: Axes, score: Array, strength: Array) -> None:
     for (row, column), value in np.ndenumerate(score):
         text, dark = ("×", False) if np.isnan(value) else (f"{value:.0f}", abs(strength[row, column]) > 0.6)
         # These stand on the map's own colours, which do not follow the page: white, or a black that is not INK.
@@ -117,22 +126,24 @@ def write_scores(axes: Axes, score: np.ndarray, strength: np.ndarray) -> None:
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
 
 
-def learning_curves(frames: StudyFrames, stages: Mapping[str, Sequence[tuple[str, str]]]) -> Figure | None:
-    """Training loss by step, one panel per stage, one line per training job; `stages`: name -> (job, variant)s."""
-    panels = {stage: [pair for pair in jobs if pair[0] in frames.metrics] for stage, jobs in stages.items()}
+def learning_curves(frames: StudyFrames) -> Figure | None:
+    """Training loss by step: one panel per stage, one line per training job, coloured by the first variant using it."""
+    panels = {
+        stage: {job: variant for job, variant in jobs.items() if job in frames.metrics}
+        for stage, jobs in frames.stages.items()
+    }
     panels = {stage: jobs for stage, jobs in panels.items() if jobs}
     if not panels:
         return None
-    order = {name: index for index, name in enumerate(frames.variants)}
+    colour = colours(frames)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.3 * len(panels) + 0.15 * min(len(order), 16)), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.3 * len(panels) + 0.15 * len(colour)), layout="constrained")
         named: set[str] = set()
         for axes, (stage, jobs) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items(), strict=True):
-            for job, variant in jobs:
+            for job, variant in jobs.items():
                 step, loss = smooth(frames.metrics[job])
-                name = None if variant in named else variant
-                style = "-" if order[variant] < len(PALETTE) else "--"
-                axes.plot(step, loss, style, color=colour(order[variant] - 1), linewidth=1.1, alpha=0.9, label=name)
+                name = None if variant in named else short(variant)
+                axes.plot(step, loss, color=colour[variant], linewidth=1.1, alpha=0.9, label=name)
                 named.add(variant)
             axes.set_title(stage, loc="left", fontsize=9)
             axes.set_ylabel("loss")
@@ -142,7 +153,7 @@ def learning_curves(frames: StudyFrames, stages: Mapping[str, Sequence[tuple[str
     return figure
 
 
-def smooth(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def smooth(curve: pd.DataFrame) -> tuple[Array, Array]:
     """At most `CURVE_POINTS` points of a curve, each the mean of the steps it stands for."""
     if "loss" not in curve or "step" not in curve:
         return np.zeros(0), np.zeros(0)

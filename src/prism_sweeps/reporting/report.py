@@ -14,8 +14,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from prism_sweeps.config.specs import StageSpec
-from prism_sweeps.planning.plan import Plan
 from prism_sweeps.reporting import plots, tables
 from prism_sweeps.reporting.comparisons import (
     AxisComparison,
@@ -28,7 +26,7 @@ from prism_sweeps.reporting.comparisons import (
     look,
     look_at_groups,
 )
-from prism_sweeps.reporting.frame import StudyFrames, label, read_study
+from prism_sweeps.reporting.frame import StudyFrames, read_study
 from prism_sweeps.reporting.page import Page, page_html
 from prism_sweeps.reporting.render import latex, markdown_document, terminal
 from prism_sweeps.reporting.summary import sentences
@@ -55,10 +53,9 @@ def write_report(store: Store, study: str) -> Path:
     """
     record = store.study(study)
     findings = find(read_study(store, study))
-    stages = stages_of(Plan.from_plain(record.plan()))
     temporary = Path(tempfile.mkdtemp(dir=record.path, prefix=".report-"))
     try:
-        write_files(findings, stages, temporary)
+        write_files(findings, temporary)
         replace_folder(temporary, record.path / "report")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,26 +85,15 @@ def find(frames: StudyFrames) -> Findings:
     )
 
 
-def stages_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
-    """Stage name -> its training jobs, each with the first variant that uses it."""
-    stages: dict[str, dict[str, str]] = {}
-    for cell in plan.cells:
-        for fingerprint in cell.train:
-            spec = plan.jobs[fingerprint].spec
-            if isinstance(spec, StageSpec):
-                stages.setdefault(spec.name, {}).setdefault(fingerprint, label(cell))
-    return {stage: list(jobs.items()) for stage, jobs in stages.items()}
-
-
 # ---- files
 
 
-def write_files(found: Findings, stages: dict[str, list[tuple[str, str]]], folder: Path) -> None:
+def write_files(found: Findings, folder: Path) -> None:
     frames = found.frames
     figures = folder / "plots"
     figures.mkdir()
     axes = [
-        (tables.axis_table(frames, axis), drawn(plots.forest(axis, frames.benchmarks), figures, f"axis-{axis.axis}"))
+        (tables.axis_table(frames, axis), drawn(plots.forest(frames, axis), figures, f"axis-{axis.axis}"))
         for axis in found.axes
     ]
     page = Page(
@@ -120,7 +106,7 @@ def write_files(found: Findings, stages: dict[str, list[tuple[str, str]]], folde
         sights=[tables.sight_table(variant, sights) for variant, sights in found.sights.items()],
         groups=[tables.group_table(frames.reference, name, sights) for name, sights in found.groups.items()],
         answers=tables.answer_table(frames),
-        curves=drawn(plots.learning_curves(frames, stages), figures, "learning-curves"),
+        curves=drawn(plots.learning_curves(frames), figures, "learning-curves"),
         cells=tables.cell_table(frames),
         missing=tables.missing_table(frames),
     )

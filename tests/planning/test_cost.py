@@ -1,0 +1,119 @@
+import pytest
+
+from prism_sweeps.config.compose import compose_cell
+from prism_sweeps.config.schema import Benchmark, Cell, Source
+from prism_sweeps.planning.cost import job_cost, model_parameters
+from prism_sweeps.planning.datasets import benchmark_examples, known_examples, text_tokens
+from prism_sweeps.planning.jobs import jobs_of
+
+BIG = ["suite=easy-vqa", "backbone=clip-vit-l", "resolution=336", "llm=vicuna-v15-7b"]
+
+
+def cell(*overrides: str) -> Cell:
+    return compose_cell(["suite=easy-vqa", *overrides])[0]
+
+
+def parameters(*overrides: str) -> dict[str, int]:
+    return model_parameters(jobs_of(cell(*overrides))[0][0].spec.model)
+
+
+def test_a_7b_llama_has_its_published_parameters() -> None:
+    # Llama 2 7B and Vicuna 1.5 7B: 6,738,415,616 (their checkpoints on the hub)
+    assert parameters("llm=llama2-7b")["llm"] == 6_738_415_616
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pixels", "published", "depth"),
+    # Whole towers, in millions, as timm builds them; ours lack the last block, the final norm and SigLIP's pooling.
+    [("clip-vit-l", 336, 303.5, 24), ("dinov2-vit-l", 224, 303.2, 24), ("in1k-vit-l", 224, 303.3, 24)],
+)
+def test_vision_parameters_are_the_published_ones_without_a_block(
+    backbone: str, pixels: int, published: float, depth: int
+) -> None:
+    block = 12 * 1024**2 + 13 * 1024
+    ours = parameters(f"backbone={backbone}", f"resolution={pixels}")["vision"]
+    assert (ours + block) / 1e6 == pytest.approx(published, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pixels", "projector", "millions"),
+    # Prismatic VLMs: trained projector sizes with a 7B LM
+    [
+        ("clip-vit-l", 336, "mlp", 20.98),
+        ("siglip-so400m", 384, "mlp", 21.50),
+        ("dinoclip-vit-l", 336, "fused-mlp", 67.13),
+        ("dinosiglip-so400m", 384, "fused-mlp", 71.39),
+    ],
+)
+def test_projector_parameters_are_the_published_ones(
+    backbone: str, pixels: int, projector: str, millions: float
+) -> None:
+    found = parameters(f"backbone={backbone}", f"resolution={pixels}", f"projector={projector}", "llm=llama2-7b")
+    assert found["projector"] / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_flops_of_an_align_step_by_hand() -> None:
+    """4 scenes; frozen tower 1x, trained projector 3x, frozen LM under a gradient 2x its forward operations."""
+    stages = ["stages=nano-two-stage", "projector=linear", "data_mix.align.captions.dataset=nano-world-4"]
+    align = job_cost(jobs_of(cell(*stages))[0][0])
+    patches, text, width = 64, 46, 128
+    length = patches + text
+    tower = 4 * (2 * 12 * width**2 * patches + 4 * patches**2 * width) + 2 * (3 * 8 * 8 * width) * patches
+    projector = 2 * width * width * patches
+    head = 2 * 1024 * width * text
+    lm = 4 * (2 * (4 * width**2 + 3 * width * 384) * length + 4 * length**2 * width) + head
+    assert (align.examples, align.tokens) == (4, 4 * length)
+    assert align.flops == pytest.approx(4 * (tower + 3 * projector + 2 * lm))
+    assert align.trainable == width * width + width
+
+
+def test_a_7b_finetune_is_dominated_by_six_operations_per_weight_and_token() -> None:
+    job = jobs_of(compose_cell([*BIG, "stages=one-stage"])[0])[0][0]
+    cost = job_cost(job)
+    assert cost.tokens is not None
+    assert cost.flops == pytest.approx(6 * 6.6e9 * cost.tokens, rel=0.1)
+    assert cost.trainable == pytest.approx(6.76e9, rel=0.01)
+
+
+def test_epochs_and_max_steps_decide_the_examples() -> None:
+    def examples(*overrides: str) -> int | None:
+        return job_cost(jobs_of(cell("data_mix=easy-vqa", *overrides))[0][0]).examples
+
+    assert examples() == 4000
+    assert examples("schedule.epochs=2.5") == 10000
+    assert examples("schedule.max_steps=10") == 320
+    assert examples("schedule.max_steps=1000000") == 4000
+    assert examples("data_mix.instruct.easy-vqa.examples=50") == 50
+    assert examples("data_mix.instruct.easy-vqa.dataset=elsewhere") is None
+
+
+def test_unknown_sizes_stay_unknown() -> None:
+    train, evaluate = jobs_of(cell("data_mix.instruct.language.dataset=elsewhere"))
+    assert (job_cost(train[0]).tokens, job_cost(train[0]).flops) == (None, None)
+    assert job_cost(train[0]).parameters > 0
+    assert job_cost(evaluate[0]).examples == 9673
+    assert benchmark_examples(Benchmark("b", "elsewhere/b")) is None
+    assert benchmark_examples(Benchmark("b", "elsewhere/b", examples=5)) == 5
+    assert benchmark_examples(Benchmark("b", "nano-benchmarks/b", examples=500)) == 300
+
+
+def test_sizes_of_a_mix() -> None:
+    mix = {name: Source("nano-world-800", f"{name}/chat.json") for name in ("instruct", "language")}
+    assert known_examples(mix) == 900
+    assert text_tokens(mix) == round((800 * 177 + 100 * 114) / 900)
+    assert known_examples({"x": Source("nano-world-8", "other/chat.json")}) is None
+
+
+def test_sizes_agree_with_what_is_prepared() -> None:
+    from prism_sweeps.data.nano_world.training_sets import Writer, picture
+    from prism_sweeps.data.prepare import BENCHMARK_EXAMPLES
+    from prism_sweeps.planning.datasets import NANO_BENCHMARK_EXAMPLES, PER_SCENE
+
+    assert NANO_BENCHMARK_EXAMPLES == BENCHMARK_EXAMPLES
+    writer, scenes = Writer(), 48
+    found = dict.fromkeys(PER_SCENE, 0)
+    for number in range(scenes):
+        for source in writer.records(picture(number)):
+            found[source] += 1
+    for source, count in found.items():
+        assert count == pytest.approx(scenes * PER_SCENE[source], abs=4), source

@@ -1,0 +1,175 @@
+"""A small study in MLflow's own store: what is there, and that importing twice changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prism_sweeps.config.schema import (
+    Backbone,
+    Benchmark,
+    Engine,
+    LanguageModel,
+    Projector,
+    Resize,
+    Resolution,
+    Source,
+    Stage,
+    Tracking,
+)
+from prism_sweeps.config.schema import Store as StorePlace
+from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.planning.plan import Plan, PlannedCell
+from prism_sweeps.tracking import mlflow_runs
+from prism_sweeps.tracking.mlflow_import import TrackingError, import_study, tracking_uri
+from prism_sweeps.tracking.records import Store
+
+MODEL = ModelSpec(
+    Backbone("nano"), Resolution("64", 64), Resize("naive", "naive"), Projector("mlp", "mlp"),
+    LanguageModel("nano", "zoo:nano", "in-out", 64, 2, 4, 4, 128, 512, 128),
+)  # fmt: skip
+STAGE = Stage(trains=["projector"], global_batch=8, learning_rate=1e-3, epochs=1.0)
+STEPS = 30
+
+
+def a_plan() -> Plan:
+    """Two cells that share their align stage."""
+    jobs: dict[str, Job] = {}
+    cells = []
+    align = "a" * 16
+    jobs[align] = Job(align, "align: both", StageSpec("align", MODEL, STAGE, {"a": Source("x", "chat.json")}, seed=1))
+    for letter, resize in (("b", "naive"), ("c", "crop")):
+        tune = letter * 16
+        spec = StageSpec("finetune", MODEL, STAGE, {"a": Source("x", "chat.json")}, seed=1, parent=align)
+        jobs[tune] = Job(tune, f"finetune: {resize}", spec, [align])
+        scores = []
+        for number, name in enumerate(("pope", "refcoco+")):
+            benchmark = Benchmark(name, "marks/x", prompt="{question}", answer="generate", scorer="exact")
+            job = Job(f"{letter}{number}".ljust(16, "0"), name, EvaluationSpec(MODEL, benchmark, "real", tune), [tune])
+            jobs[job.fingerprint] = job
+            scores.append(job.fingerprint)
+        config = {"resize": {"name": resize, "strategy": resize}, "seed": 1, "engine": {"precision": "fp32"}}
+        overrides = {} if resize == "naive" else {"resize": resize}
+        cells.append(
+            PlannedCell(letter * 8, {"resize": resize}, overrides, 1, not overrides, config, [align, tune], scores)
+        )
+    axes = {"resize": ["naive", "crop"]}
+    return Plan("nano/two", "two cells", axes, cells, jobs, Engine(), Tracking(), StorePlace())
+
+
+def run(store: Store, job: Job, result: dict[str, Any]) -> None:
+    record = store.job(job.fingerprint)
+    with record.claim():
+        record.begin(job, Engine())
+        if job.kind == "train":
+            for step in range(1, STEPS + 1):
+                record.append_metrics({"step": step, "loss": 4.0 / step, "seconds": 0.5, "grad_norm": math.nan})
+        record.finish(result)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Store, Plan]:
+    """All is done but one evaluation."""
+    store, plan = Store.open(tmp_path), a_plan()
+    store.study(plan.study).write_plan(plan.to_plain())
+    for job in plan.jobs.values():
+        if job.fingerprint != "c1".ljust(16, "0"):
+            result = {"score": 62.5, "standard_error": 1.5, "n": 40, "metrics": {"F1 (%)": 50.0}, "groups": {}}
+            run(store, job, {"loss": 0.25} if job.kind == "train" else result)
+    return store, plan
+
+
+def test_runs_hold_choices_scores_and_fingerprints(study: tuple[Store, Plan]) -> None:
+    store, plan = study
+    whole, part = mlflow_runs.cell_runs(plan, store)
+    resize = {"resize": "naive", "resize.name": "naive", "resize.strategy": "naive"}
+    assert whole.params == resize | {"seed": "1", "precision": "fp32"}
+    metrics = {name: value for name, value, _, _ in whole.points}
+    assert metrics["pope/real"] == metrics["refcoco_/real"] == metrics["mean/real"] == 62.5
+    assert metrics["pope/real/standard_error"] == 1.5
+    assert metrics["pope/real/F1 ___"] == 50.0
+    assert whole.tags["prism.job/align"] == "a" * 16
+    assert (whole.status, part.status) == ("FINISHED", "RUNNING")
+    assert "mean/real" not in {name for name, *_ in part.points}
+    losses = [point for point in whole.children[0].points if point[0] == "loss"]
+    assert [step for *_, step in losses] == list(range(1, STEPS + 1))
+    assert losses[9][2] - losses[0][2] == pytest.approx(9 * 500, abs=2)
+    assert not [point for point in whole.children[0].points if point[0] == "grad_norm"]
+
+
+@pytest.mark.slow
+def test_import_is_complete_idempotent_and_follows_changes(study: tuple[Store, Plan]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    store, plan = study
+    first = import_study(store, plan.study)
+    assert (first.runs, first.written) == (6, 6)
+    client = MlflowClient(tracking_uri(store, None))
+
+    def content() -> dict[str, Any]:
+        runs = client.search_runs([first.experiment_id])
+        return {run.data.tags["prism.run"]: run for run in runs}
+
+    before = content()
+    assert set(before) == {"b" * 8, "c" * 8, *(f"{c * 8}/{j * 16}" for c, j in ("ba", "bb", "ca", "cc"))}
+    cell, stage = before["b" * 8], before[f"{'b' * 8}/{'b' * 16}"]
+    assert cell.info.status == "FINISHED"
+    assert cell.data.metrics["pope/real"] == 62.5
+    assert stage.data.tags["mlflow.parentRunId"] == cell.info.run_id
+    history = client.get_metric_history(stage.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, 4.0 / step) for step in range(1, STEPS + 1)]
+    assert client.get_experiment(first.experiment_id).name == plan.study
+
+    began = time.perf_counter()
+    assert import_study(store, plan.study).written == 0
+    assert time.perf_counter() - began < 1
+
+    (store.study(plan.study).path / "mlflow.json").unlink()
+    assert import_study(store, plan.study).written == 0
+    after = content()
+    assert {key: run.to_dictionary() for key, run in after.items()} == {
+        key: run.to_dictionary() for key, run in before.items()
+    }
+
+    last = plan.jobs["c1".ljust(16, "0")]
+    run(store, last, {"score": 37.5, "standard_error": None, "n": 40, "metrics": {}, "groups": {}})
+    assert import_study(store, plan.study).written == 1
+    assert content()["c" * 8].data.metrics["mean/real"] == 50.0
+    assert content()["c" * 8].info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_written_loses_nothing(study: tuple[Store, Plan]) -> None:
+    store, plan = study
+    (store.root / "mlflow.db").write_text("this is no database" * 100)
+    with pytest.raises(TrackingError, match=r"mlflow\.db.*nothing is lost.*prism report nano/two"):
+        import_study(store, plan.study)
+    (store.root / "mlflow.db").unlink()
+    assert import_study(store, plan.study).written == 6
+
+
+def test_an_unchanged_study_is_recognised_without_mlflow(study: tuple[Store, Plan]) -> None:
+    """A digest that was written down is trusted as long as the database is there."""
+    from prism_sweeps.tracking import mlflow_import
+
+    store, plan = study
+    digest = mlflow_import.study_digest(store, store.study(plan.study).plan())
+    note = mlflow_import.Imported(tracking_uri(store, None), "1", digest, 6, 6)
+    mlflow_import.write_atomic(
+        store.study(plan.study).path / "mlflow.json", mlflow_import.json.dumps(dataclasses.asdict(note))
+    )
+    (store.root / "mlflow.db").write_text("")
+    code = (
+        "import sys; from pathlib import Path; from prism_sweeps.tracking.records import Store;"
+        "from prism_sweeps.tracking.mlflow_import import import_study;"
+        f"print(import_study(Store.open(Path({str(store.root)!r})), 'nano/two').written, 'mlflow' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0", "False"]
