@@ -18,7 +18,6 @@ def check(*overrides: str, config_dir: Path | None = None) -> None:
     "overrides",
     [
         (),
-        ("suite=nano",),
         ("backbone=nano-dinosiglip", "resolution=96", "projector=fused-mlp"),
         ("projector=fused-mlp",),
         ("backbone=dinosiglip-so400m", "resolution=384", "llm=vicuna-v15-7b"),
@@ -44,7 +43,7 @@ def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
         (("backbone.towers.clip.source=timmm",), "did you mean 'timm'"),
         (("resize.strategy=leterbox",), "resize=letterbox: strategy is 'leterbox'; did you mean 'letterbox'"),
         (("projector.kind=mpl",), "did you mean 'mlp'"),
-        (("llm.prompt=chat",), "did you mean 'chat-template'"),
+        (("llm.prompt=chat-templat",), "did you mean 'chat-template'"),
         (("engine.precision=fp16",), "valid: bf16, fp32"),
         (("suite.conditions=[blnk]",), "did you mean 'blank'"),
         (("suite.benchmarks.easy-vqa.answer=generat",), "did you mean 'generate'"),
@@ -73,6 +72,10 @@ def test_a_cell_that_cannot_work_says_what_would(overrides: tuple[str, ...], tol
     with pytest.raises(ConfigError) as caught:
         check(*overrides)
     assert told in str(caught.value)
+
+
+def test_the_default_cell_can_work() -> None:
+    check_cell(*compose_cell([]))
 
 
 def test_a_chain_or_backbone_of_nothing_is_refused(tmp_path: Path) -> None:

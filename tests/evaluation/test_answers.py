@@ -48,7 +48,7 @@ def test_greedy_answers_do_not_depend_on_the_batch(vlm, asked, size):
     apart = []
     for start in range(0, 7, size):
         part = slice(start, start + size)
-        apart += generate(vlm, tokens[part], questions[part], END, [8] * 7)
+        apart += generate(vlm, tokens[part], questions[part], END, [8] * len(questions[part]))
     assert apart == together
 
 

@@ -54,8 +54,8 @@ def test_projector_parameters_are_the_published_ones(
 
 def test_flops_of_an_align_step_by_hand() -> None:
     """4 scenes; frozen tower 1x, trained projector 3x, frozen LM under a gradient 2x its forward operations."""
-    stages = ["stages=nano-two-stage", "projector=linear", "data_mix.align.captions.dataset=nano-world-4"]
-    align = job_cost(jobs_of(cell(*stages))[0][0])
+    four = ["data_mix.align.captions.dataset=nano-world-4", "stages=nano-two-stage", "stages.chain.align.epochs=1"]
+    align = job_cost(jobs_of(cell("projector=linear", *four))[0][0])
     patches, text, width = 64, 46, 128
     length = patches + text
     tower = 4 * (2 * 12 * width**2 * patches + 4 * patches**2 * width) + 2 * (3 * 8 * 8 * width) * patches
@@ -79,9 +79,9 @@ def test_epochs_and_max_steps_decide_the_examples() -> None:
     def examples(*overrides: str) -> int | None:
         return job_cost(jobs_of(cell("data_mix=easy-vqa", *overrides))[0][0]).examples
 
-    assert examples() == 4000
+    assert examples("schedule=one-epoch") == 4000
     assert examples("schedule.epochs=2.5") == 10000
-    assert examples("schedule.max_steps=10") == 320
+    assert examples("schedule.max_steps=10", "stages.chain.finetune.global_batch=32") == 320
     assert examples("schedule.max_steps=1000000") == 4000
     assert examples("data_mix.instruct.easy-vqa.examples=50") == 50
     assert examples("data_mix.instruct.easy-vqa.dataset=elsewhere") is None

@@ -12,6 +12,7 @@ from prism_sweeps.launching.local import Outcome, run_jobs
 from prism_sweeps.launching.progress import display_for
 from prism_sweeps.planning.cost import job_cost
 from prism_sweeps.planning.plan import Plan
+from prism_sweeps.tracking.mlflow_import import TrackingError, create_in_background, import_study
 from prism_sweeps.tracking.records import Store
 
 
@@ -19,6 +20,8 @@ def run(arguments: Namespace) -> int:
     plan = plan_of(arguments)
     store = open_store(plan.store, arguments)
     store.study(plan.study).write_plan(plan.to_plain())
+    if plan.tracking.mlflow:
+        create_in_background(store, plan.tracking.uri)
     outcome = run_jobs(plan.jobs, store, plan.engine, display_for(), weights=expected(plan))
     tracked = None if outcome.interrupted else track(plan, store)
     found = status(store, plan)
@@ -42,8 +45,6 @@ def track(plan: Plan, store: Store) -> str | None:
     """Feeds MLflow and returns where it is; a failure is a warning, for the records have everything."""
     if not plan.tracking.mlflow:
         return None
-    from prism_sweeps.tracking.mlflow_import import TrackingError, import_study
-
     try:
         return import_study(store, plan.study, plan.tracking.uri).uri
     except TrackingError as error:

@@ -2,7 +2,7 @@
 
 Shapes: B rows, I rows with an image, T padded length in tokens (BOS first, patches not counted), C H W an image.
 """
-# ruff: noqa: N815 (fields carry shape suffixes too)
+
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 Shapes: B questions, P patches, D channels of the language model, S positions of the prefix (padding, BOS, patches,
 text), T new positions, K options, V vocabulary.
 """
-# ruff: noqa: N815 (fields carry shape suffixes too)
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def generate(
     """
     prefix = read_questions(vlm, tokens_BPD, questions)
     answers: list[list[int]] = [[] for _ in questions]
-    open_rows = {row for row, limit in enumerate(limits) if limit > 0}
+    open_rows = {row for row, limit in zip(range(len(questions)), limits, strict=True) if limit > 0}
     while True:
         chosen_B = prefix.logits_BV.argmax(dim=-1)
         for row, token in enumerate(chosen_B.tolist()):

@@ -54,14 +54,9 @@ def run_one(
     def report(done: int, total: int, text: str) -> None:
         display.working(0, job.title, done, total, text)
 
-    def stop() -> bool:
-        if requests.count > 1:
-            raise KeyboardInterrupt
-        return requests.count > 0
-
     while not requests.count:
         try:
-            run(job, store, engine, report, stop)
+            run(job, store, engine, report, lambda: requests.count > 0)
         except JobBusy:
             time.sleep(BUSY_SECONDS)
         except Interrupted:

@@ -214,13 +214,11 @@ class Sweep:
         return (time.monotonic() - self.began) * left / done if done > 0 else None
 
     def wind_down(self) -> None:
-        """Lets running jobs write their checkpoints; a second request to stop ends them at once."""
+        """Lets running jobs write their checkpoints."""
         self.display.say("stopping: running jobs write a checkpoint (again Ctrl-C: stop at once)")
         self.pool.ask_to_stop()
-        while any(worker.job for worker in self.pool.workers) and self.requests.count < 2:
+        while any(worker.job for worker in self.pool.workers):
             self.hear(LISTEN_SECONDS)
-        if self.requests.count >= 2:
-            self.pool.kill()
         for name in self.schedule.names("running"):
             self.schedule.status[name] = "waiting"
 

@@ -123,17 +123,22 @@ def ignoring(*signals: signal.Signals) -> Iterator[None]:
 
 @dataclass
 class StopRequests:
-    """How often the user has asked to stop (Ctrl-C, SIGTERM, a closed terminal)."""
+    """How often the user has asked to stop (Ctrl-C, SIGTERM, a closed terminal); the second time means at once."""
 
     count: int = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Counts requests to stop instead of dying of them. A signal that was ignored (nohup) stays so."""
+    """Counts a first request to stop instead of dying of it; a second one raises KeyboardInterrupt.
+
+    A signal that was ignored (nohup) stays so.
+    """
     requests = StopRequests()
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -73,6 +73,6 @@ def _path(cell: Cell, name: str) -> str:
 
 
 def _label(cell: Cell, mix: DataMix | None, last: bool) -> str:
-    parts = [cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm]
-    names = [part.name for part in parts] + ([mix.name] if mix else []) + ([cell.schedule.name] if last else [])
+    model = (cell.backbone.name, cell.resolution.name, cell.resize.name, cell.projector.name, cell.llm.name)
+    names = [*model, *([mix.name] if mix else []), *([cell.schedule.name] if last else [])]
     return f"{' '.join(names)} seed {cell.seed}"

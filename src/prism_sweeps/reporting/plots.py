@@ -11,7 +11,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from prism_sweeps.reporting.comparisons import REAL, AxisComparison, Comparison
@@ -20,7 +19,7 @@ from prism_sweeps.reporting.statistics import Array
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX*"
-LABEL = 44
+LABEL = 36
 """Characters of a name that a figure has room for."""
 INK = "#1b1b1f"
 """Colour of text and lines; the page puts its own text colour in its place."""
@@ -71,7 +70,7 @@ def forest(frames: StudyFrames, found: AxisComparison) -> Figure | None:
             draw_estimates(axes, row, lines, offset, style)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axhline(0.5, color=INK, linewidth=0.4, alpha=0.5)
-        axes.set_yticks(range(len(lines)), lines)
+        axes.set_yticks(range(len(lines)), [short(name) for name in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel(f"points more than {short(found.rows[0].label)}, 95 % interval")
         axes.grid(axis="x", alpha=0.25)
@@ -104,14 +103,16 @@ def heat_map(frames: StudyFrames) -> Figure | None:
     score, change = table.to_numpy(), (table - reference).to_numpy()
     reach = max(float(np.nanmax(np.abs(change), initial=0.0)), 1.0) if not np.isnan(change).all() else 1.0
     with matplotlib.rc_context(STYLE):
-        width = 1.3 + 0.07 * max(map(len, names)) + 0.42 * len(frames.benchmarks)
+        width = 1.8 + 0.07 * max(map(len, names)) + 0.42 * len(frames.benchmarks)
         figure = Figure(figsize=(width, 1.4 + 0.2 * len(names)), layout="constrained")
         axes = figure.add_subplot()
-        shown = axes.imshow(change, cmap="PuOr", norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xticks(
-            range(len(frames.benchmarks)), frames.benchmarks, rotation=60, ha="right", rotation_mode="anchor"
-        )
+        # Not an image: that would be a PNG inside the SVG, which the page's security policy keeps out.
+        palette = matplotlib.colormaps["PuOr"].resampled(31)
+        shown = axes.pcolormesh(change, cmap=palette, vmin=-reach, vmax=reach, edgecolors="none")
+        axes.invert_yaxis()
+        heads = [short(name) for name in frames.benchmarks]
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=60, ha="right", rotation_mode="anchor")
         axes.spines[:].set_visible(False)
         write_scores(axes, score, change / reach)
         figure.colorbar(shown, label="points from the reference", shrink=min(1.0, 8 / len(names)))
@@ -123,7 +124,7 @@ def write_scores(axes: Axes, score: Array, strength: Array) -> None:
         text, dark = ("×", False) if np.isnan(value) else (f"{value:.0f}", abs(strength[row, column]) > 0.6)
         # These stand on the map's own colours, which do not follow the page: white, or a black that is not INK.
         ink = INK if np.isnan(value) else "white" if dark else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
 
 
 def learning_curves(frames: StudyFrames) -> Figure | None:
@@ -170,7 +171,9 @@ def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element: the same bytes each time, ids of its own, no XML header."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

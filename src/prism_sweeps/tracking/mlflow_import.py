@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 BATCH = 1000
 """Metrics per call: the limit of MLflow's REST interface; 100 is that of params and of tags."""
 SMALL_BATCH = 100
+SQLITE = "sqlite:///"
 KEY, DIGEST, PARENT = "prism.run", "prism.digest", "mlflow.parentRunId"
 
 
@@ -52,7 +55,7 @@ class Imported:
 
 def tracking_uri(store: Store, uri: str | None) -> str:
     """`uri`, or the SQLite file in the store."""
-    return uri or f"sqlite:///{store.root / 'mlflow.db'}"
+    return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
 def import_study(store: Store, study: str, uri: str | None = None) -> Imported:
@@ -69,17 +72,22 @@ def import_study(store: Store, study: str, uri: str | None = None) -> Imported:
     before = last_import(note)
     if before and (before.uri, before.digest) == (where, digest) and database_exists(where):
         return Imported(where, before.experiment_id, digest, before.runs, written=0)
-    with one_importer(store.root / "mlflow.lock"):
+    with one_importer(store):
         runs = cell_runs(Plan.from_plain(plan), store)
         try:
+            create_database(where)
             imported = write_runs(runs, study, where, digest, store.root / "mlartifacts")
         except Exception as error:  # MLflow raises what its backends raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise TrackingError(
-                f"MLflow at {where} could not be written ({type(error).__name__}: {error}); nothing is lost: "
-                f"`prism report {study}` tries again"
+                f"MLflow at {where} could not be written ({reason}); nothing is lost: `prism report {study}` tries again"
             ) from error
     write_atomic(note, json.dumps(asdict(imported)) + "\n")
     return imported
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def study_digest(store: Store, plan: dict[str, Any]) -> str:
@@ -101,14 +109,41 @@ def last_import(note: Path) -> Imported | None:
 
 
 def database_exists(uri: str) -> bool:
-    """False when `uri` is a SQLite file that is gone."""
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+    """False when `uri` is a SQLite file that is not there."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
+def create_database(uri: str) -> None:
+    """A SQLite database with MLflow's schema, where there is none yet. Call it with the importer's lock held.
+
+    The schema takes seconds and MLflow cannot repair half of one, so it is made beside its place and moved there.
+    """
+    if database_exists(uri):
+        return
+    place = Path(uri.removeprefix(SQLITE))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in place.parent.glob(f".{place.name}.new-*"):
+        abandoned.unlink()
+    temporary = place.with_name(f".{place.name}.new-{os.getpid()}")
+    client_for(f"{SQLITE}{temporary}").get_experiment("0")
+    temporary.replace(place)
+
+
+def create_in_background(store: Store, uri: str | None) -> subprocess.Popen[bytes] | None:
+    """Starts a process that makes the database in what the jobs leave of the processor; None when it is there."""
+    where = tracking_uri(store, uri)
+    if database_exists(where):
+        return None
+    command = [sys.executable, "-m", __name__, str(store.root), where]
+    quiet = subprocess.DEVNULL
+    # A session of its own: Ctrl-C is for the sweep, and this ends by itself.
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 @contextlib.contextmanager
-def one_importer(path: Path) -> Iterator[None]:
+def one_importer(store: Store) -> Iterator[None]:
     """One import into a store at a time: MLflow's schema must not be initialised twice at once."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -119,7 +154,7 @@ def one_importer(path: Path) -> Iterator[None]:
 def write_runs(runs: list[Run], study: str, uri: str, digest: str, artifacts: Path) -> Imported:
     """Creates or updates these runs in the experiment of the study."""
     client = client_for(uri)
-    local = uri.startswith("sqlite:")
+    local = uri.startswith(SQLITE)
     experiment = experiment_of(client, study, (artifacts / study).as_uri() if local else None)
     stored = stored_runs(client, experiment.experiment_id)
     written = 0
@@ -207,3 +242,10 @@ def entities(kind: str, values: dict[str, str]) -> list[Any]:
 
     make = getattr(mlflow.entities, kind)
     return [make(key, value) for key, value in values.items()]
+
+
+if __name__ == "__main__":
+    os.nice(19)
+    place = Store.open(Path(sys.argv[1]))
+    with one_importer(place):
+        create_database(sys.argv[2])

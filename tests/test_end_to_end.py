@@ -1,0 +1,166 @@
+"""A whole small study through the command line: real towers, training, evaluation, MLflow and report. Nothing is faked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prism_sweeps.data.nano_world.prepare import prepare_benchmarks, prepare_training
+from prism_sweeps.tracking.records import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("end to end")]
+
+SUITE = """\
+defaults:
+  - /benchmark@benchmarks.nano-pope: nano-pope
+  - /benchmark@benchmarks.nano-gqa: nano-gqa
+  - /benchmark@benchmarks.nano-refcoco: nano-refcoco
+  - _self_
+name: three
+conditions: [real, blank]
+examples: 3
+"""
+MIX = """\
+name: small
+align:
+  captions: {dataset: small-world, file: align/chat.json}
+instruct:
+  instruct: {dataset: small-world, file: instruct/chat.json}
+"""
+# Random weights: the test is about the machinery, and does not change when the zoo is rebuilt.
+LANGUAGE = """\
+name: random
+weights: random:1
+prompt: in-out
+width: 32
+depth: 2
+heads: 2
+kv_heads: 2
+mlp_width: 64
+vocabulary: 258
+context: 2048
+tied_embeddings: true
+"""
+TOWER = """\
+name: random
+model: vit_tiny_patch16_224
+kwargs: {patch_size: 16, embed_dim: 32, depth: 2, num_heads: 2, class_token: false, global_pool: avg}
+weights: {64: random:2}
+width: 32
+depth: 2
+heads: 2
+patch: 16
+"""
+STUDY = """\
+description: One stage or two.
+base: {backbone: random, llm: random, data_mix: small, suite: three, schedule.max_steps: 2}
+grid:
+  - vary: product
+    axes: {stages: [nano-one-stage, nano-two-stage]}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with choices of their own, and a store with small data sets in it."""
+    folder = tmp_path_factory.mktemp("user")
+    files = {
+        "suite/three.yaml": SUITE,
+        "data_mix/small.yaml": MIX,
+        "llm/random.yaml": LANGUAGE,
+        "tower/random.yaml": TOWER,
+        "backbone/random.yaml": "defaults: [{/tower@towers.random: random}, _self_]\nname: random\n",
+        "study/small.yaml": STUDY,
+    }
+    for name, text in files.items():
+        (folder / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "conf" / name).write_text(text)
+    data = Store.open(folder / "store").data
+    for name, prepare, size in (("small-world", prepare_training, 40), ("nano-benchmarks", prepare_benchmarks, 3)):
+        (data / name).mkdir(parents=True)
+        prepare(data / name, size, 1, None)
+    return folder
+
+
+def command(place: Path, *words: str) -> list[str]:
+    common = ["--config-dir", str(place / "conf"), "--store", str(place / "store")]
+    return [sys.executable, "-m", "prism_sweeps.cli", *words, *common]
+
+
+def prism(place: Path, *words: str) -> str:
+    done = subprocess.run(command(place, *words), capture_output=True, text=True, check=False, cwd=place)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def scores(store: Path) -> dict[str, object]:
+    """Results of all evaluations, by fingerprint."""
+    found = {}
+    for state in sorted(store.glob("jobs/*/state.json")):
+        result = json.loads(state.read_text())["result"]
+        if "score" in result:
+            found[state.parent.name] = result
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path) -> Path:
+    """The same after an undisturbed sweep."""
+    prism(place, "sweep", "small")
+    return place
+
+
+def test_a_study_is_swept_reported_and_asked(swept: Path) -> None:
+    place = swept
+    plan = json.loads(prism(place, "plan", "small", "--json"))
+    assert len(plan["cells"]) == 2
+    assert len(scores(place / "store")) == 2 * 3 * 2
+    state = prism(place, "status", "small", "--json")
+    assert "failed" not in json.dumps(json.loads(state)["cells"])
+
+    began = time.time()
+    prism(place, "sweep", "small")
+    assert all(path.stat().st_mtime < began for path in (place / "store").glob("jobs/*/state.json"))
+
+    page = Path(json.loads(prism(place, "report", "small", "--json"))["report"])
+    assert "nano-refcoco" in page.read_text()
+    assert "stages" in (page.parent / "tables.md").read_text()
+    assert (place / "store" / "mlflow.db").is_file()
+
+    cell = plan["cells"][0]["id"]
+    image = next((place / "store").glob("data/nano-benchmarks/nano-pope/**/*.png"))
+    answer = json.loads(prism(place, "ask", str(image), "how many dogs are there?", "--cell", cell, "--json"))
+    assert isinstance(answer["answer"], str)
+
+
+def started(store: Path) -> int:
+    """Jobs that have written something: a metrics row or an answer."""
+    return len([*store.glob("jobs/*/metrics.jsonl"), *store.glob("jobs/*/predictions.jsonl")])
+
+
+def test_killed_sweeps_end_in_the_same_scores(swept: Path, tmp_path: Path) -> None:
+    """kill -9 of the sweep and its workers while jobs are at work, then once to the end."""
+    (tmp_path / "store").mkdir()
+    os.symlink(swept / "store" / "data", tmp_path / "store" / "data")
+    os.symlink(swept / "conf", tmp_path / "conf")
+    for jobs in (1, 6):
+        sweep = subprocess.Popen(
+            command(tmp_path, "sweep", "small", "engine.checkpoint_seconds=0"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while started(tmp_path / "store") < jobs and sweep.poll() is None:
+            time.sleep(0.05)
+        os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.wait()
+        assert sweep.returncode == -signal.SIGKILL
+    prism(tmp_path, "sweep", "small")
+    assert scores(tmp_path / "store") == scores(swept / "store")
