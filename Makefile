@@ -13,6 +13,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
+	$(BIN)/python -m prism_sweeps.training.zoo missing --threads 2
 	$(BIN)/prism sweep nano/axes
 	$(BIN)/prism report nano/axes
 

@@ -8,17 +8,19 @@ import pytest
 import prism_sweeps
 
 SOURCE = Path(prism_sweeps.__file__).parent
-MAY_IMPORT = {
-    "config": set[str](),
+RECORDS = {"tracking.records", "tracking.files"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
     "planning": {"config"},
     "models": {"config"},
-    "data": {"config", "models.prompts", "models.resize"},
+    "data": {"config", "models.prompts", "models.resize", "models.vlm"},  # of vlm, the batch it collates into
     "tracking": {"config", "planning"},
-    "training": {"config", "models", "data", "tracking.records"},
-    "evaluation": {"config", "models", "data", "tracking.records"},
+    "training": {"config", "models", "data", *RECORDS},
+    "evaluation": {"config", "models", "data", *RECORDS},
     "reporting": {"config", "planning", "tracking"},
-    "launching": {"config", "planning", "tracking", "training", "evaluation"},
+    "launching": {"config", "planning", "tracking", "training", "evaluation", "data.prepare"},
 }
+MAY_IMPORT["commands"] = set(MAY_IMPORT)
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "transformers", "mlflow", "submitit", "pandas", "numpy"}
 LIGHT = ("config", "planning")
 

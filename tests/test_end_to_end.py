@@ -1,4 +1,4 @@
-"""A whole small study through the command line: real towers, training, evaluation, MLflow and report. Nothing is faked."""
+"""A whole small study through the command line, nothing faked: towers, training, evaluation, MLflow, report."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def started(store: Path) -> int:
 def test_killed_sweeps_end_in_the_same_scores(swept: Path, tmp_path: Path) -> None:
     """kill -9 of the sweep and its workers while jobs are at work, then once to the end."""
     (tmp_path / "store").mkdir()
-    os.symlink(swept / "store" / "data", tmp_path / "store" / "data")
-    os.symlink(swept / "conf", tmp_path / "conf")
+    (tmp_path / "store" / "data").symlink_to(swept / "store" / "data")
+    (tmp_path / "conf").symlink_to(swept / "conf")
     for jobs in (1, 6):
         sweep = subprocess.Popen(
             command(tmp_path, "sweep", "small", "engine.checkpoint_seconds=0"),

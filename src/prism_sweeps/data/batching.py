@@ -3,7 +3,6 @@
 Shapes: B rows, I rows with an image, T padded length in tokens (BOS first, patches not counted), C H W an image.
 """
 
-
 from __future__ import annotations
 
 import math

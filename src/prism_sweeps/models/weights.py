@@ -39,7 +39,10 @@ def locate(reference: str, owner: str) -> int | Path | None:
         path = ZOO / name
         if not name or not path.exists():
             shipped = [entry.name for entry in ZOO.iterdir()] if ZOO.is_dir() else []
-            raise ConfigError(f"{owner}: the zoo has no '{name}'; {nearest(name, shipped)}")
+            raise ConfigError(
+                f"{owner}: the zoo has no '{name}'; {nearest(name, shipped)}. What is missing of it is built by "
+                "`python -m prism_sweeps.training.zoo missing`"
+            )
         return path
     path = Path(reference).expanduser()
     return path if path.exists() else None

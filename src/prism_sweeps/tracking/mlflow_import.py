@@ -80,7 +80,8 @@ def import_study(store: Store, study: str, uri: str | None = None) -> Imported:
         except Exception as error:  # MLflow raises what its backends raise
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise TrackingError(
-                f"MLflow at {where} could not be written ({reason}); nothing is lost: `prism report {study}` tries again"
+                f"MLflow at {where} could not be written ({reason}); nothing is lost, "
+                f"`prism report {study}` tries again"
             ) from error
     write_atomic(note, json.dumps(asdict(imported)) + "\n")
     return imported
@@ -245,7 +246,7 @@ def entities(kind: str, values: dict[str, str]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    os.nice(19)
+    os.nice(10)
     place = Store.open(Path(sys.argv[1]))
     with one_importer(place):
         create_database(sys.argv[2])

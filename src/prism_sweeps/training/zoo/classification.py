@@ -31,4 +31,4 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
         return F.cross_entropy(model(data.batch(chosen)), labels[chosen], label_smoothing=0.1)
 
     optimise(run, model.parameters(), loss_of, f"{name} {pixels}")
-    save(vision, name, pixels, run, f"classification into {len(CATEGORIES)} categories, {len(labels)} scenes of one object")
+    save(vision, name, pixels, run, f"{len(CATEGORIES)} categories, {len(labels)} scenes of one object")
