@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import MISSING
 
+from prism_sweeps.config import schema
 from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
@@ -16,6 +19,13 @@ KINDS = [Benchmark, Source, Stage]
 
 def small_cell(*overrides: str) -> Cell:
     return compose_cell(["suite=easy-vqa", *overrides])[0]
+
+
+for each in vars(schema).values():
+    if dataclasses.is_dataclass(each) and isinstance(each, type):
+        # Else a mandatory field would now and then keep its default, the mark of a missing value.
+        mandatory = {field.name: ... for field in dataclasses.fields(each) if field.default == MISSING}
+        st.register_type_strategy(each, st.builds(each, **mandatory))
 
 
 @pytest.mark.parametrize("kind", KINDS)

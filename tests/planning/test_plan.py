@@ -35,11 +35,12 @@ def test_one_at_a_time_study(axes: Plan) -> None:
     assert all(len(cell.id) == 8 for cell in axes.cells)
 
 
-def test_cells_share_their_align_stage(axes: Plan) -> None:
-    chains = {cell.choices["stages"]: cell.train for cell in axes.cells if "stages" in cell.overrides}
-    assert chains["nano-two-stage"][0] == chains["nano-full-finetune-two-stage"][0]
-    assert chains["nano-two-stage"][1] != chains["nano-full-finetune-two-stage"][1]
-    assert {fp for cell in axes.cells for fp in (*cell.train, *cell.evaluate)} == set(axes.jobs)
+def test_cells_share_their_align_stage() -> None:
+    plan = make_plan([SMALL, "stages=nano-two-stage,nano-full-finetune-two-stage"])
+    first, second = (cell.train for cell in plan.cells)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert set(plan.jobs) == {fp for cell in plan.cells for fp in (*cell.train, *cell.evaluate)}
 
 
 def test_a_plan_round_trips_through_json(axes: Plan) -> None:

@@ -31,6 +31,7 @@ class DesignSpace:
         self.files = files
         self.default_choices, self.default_values = files.defaults()
         self._parts: dict[tuple[str, str, str], Any] = {}
+        self._scratch: DictConfig = OmegaConf.structured(Cell)
 
     def choices(self, group: str) -> list[str]:
         """The names a group has."""
@@ -71,11 +72,9 @@ class DesignSpace:
         return self._parts[identity]
 
     def _value(self, key: str, value: Any) -> Any:
-        identity = (key, "", repr(value))
-        if identity not in self._parts:
-            with translated(f"{key}={value}"):
-                self._parts[identity] = _merged(OmegaConf.structured(Cell), {key: value})[key]
-        return self._parts[identity]
+        with translated(f"{key}={value}"):
+            self._scratch[key] = value
+        return self._scratch[key]
 
 
 def _typed(group: str, choice: str, content: DictConfig, overrides: Mapping[str, Any]) -> Any:

@@ -139,7 +139,9 @@ def _told(error: BaseException, where: str) -> str:
     first = str(error).strip().partition("\n")[0]
     if isinstance(error, MissingConfigException):
         wanted = Path(str(error.missing_cfg_file))
-        return f"no {wanted.parent} '{wanted.name}'; {nearest(wanted.name, error.options or [])}"
+        # Hydra lists the options of a group default only, not those of a plain entry.
+        options = error.options or [file.stem for file in (PACKAGED / wanted.parent).glob("*.yaml")]
+        return f"no {wanted.parent} '{wanted.name}'; {nearest(wanted.name, options)}"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)) and error.object_type is not None:
         return f"unknown key '{error.full_key}'; {nearest(str(error.key), _keys(error))}"
     if isinstance(error, InterpolationKeyError):

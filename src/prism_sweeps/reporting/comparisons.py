@@ -88,6 +88,7 @@ def grids_of(frames: StudyFrames) -> Grids:
     """All scores as grids of seeds by examples."""
     examples = frames.examples.assign(code=pd.factorize(frames.examples["image"])[0])
     keys = ["variant", "benchmark", "condition"]
+    examples = examples[[*keys, "seed", "example", "code", "score", "tags"]]
     return {
         (variant, benchmark, condition): grid_of(part, benchmark in frames.by_split)
         for (variant, benchmark, condition), part in examples.groupby(keys, observed=True, sort=False)

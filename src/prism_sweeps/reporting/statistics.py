@@ -168,7 +168,7 @@ def sign_flip_p(grid: Grid) -> float:
     image it is McNemar's exact test. It speaks of these trained models on such images, not of other seeds.
     """
     _, code_N = np.unique(grid.image_N, return_inverse=True)
-    total_G = np.bincount(code_N, weights=grid.score_SN.sum(axis=0))
+    total_G: Array = np.bincount(code_N, weights=grid.score_SN.sum(axis=0)).astype(np.float64)
     step_G = _lattice(total_G)
     size = int(np.abs(step_G).sum())
     if size == 0:
@@ -188,7 +188,7 @@ def sign_flip_p(grid: Grid) -> float:
 def _lattice(total_G: Array) -> Codes:
     """Sums of scores as whole numbers: exact for tenths and thirds, finely rounded where that would be too many."""
     fine_G = np.rint(total_G * 3000).astype(np.int64)
-    step_G = fine_G // max(int(np.gcd.reduce(np.abs(fine_G))), 1) if fine_G.size else fine_G
+    step_G: Codes = fine_G // max(int(np.gcd.reduce(np.abs(fine_G))), 1) if fine_G.size else fine_G
     size = int(np.abs(step_G).sum())
     if size * len(np.unique(np.abs(step_G))) <= EXACT:
         return step_G

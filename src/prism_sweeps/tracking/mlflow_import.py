@@ -131,7 +131,7 @@ def create_database(uri: str) -> None:
 
 
 def create_in_background(store: Store, uri: str | None) -> subprocess.Popen[bytes] | None:
-    """Starts a process that makes the database in what the jobs leave of the processor; None when it is there."""
+    """Starts a process that makes the database while jobs run, so that none waits for it; None when it is there."""
     where = tracking_uri(store, uri)
     if database_exists(where):
         return None
@@ -246,7 +246,6 @@ def entities(kind: str, values: dict[str, str]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    os.nice(10)
     place = Store.open(Path(sys.argv[1]))
     with one_importer(place):
         create_database(sys.argv[2])
