@@ -26,6 +26,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Rebuilds every weight file of the nano zoo (about an hour of CPU on two cores).
+# Builds every weight file of the nano zoo (an hour or more of CPU on two cores).
 zoo: setup
 	$(BIN)/python -m prism_sweeps.training.zoo all

@@ -58,7 +58,7 @@ def test_flops_of_an_align_step_by_hand() -> None:
     align = job_cost(jobs_of(cell("projector=linear", *four))[0][0])
     patches, text, width = 64, 46, 128
     length = patches + text
-    tower = 4 * (2 * 12 * width**2 * patches + 4 * patches**2 * width) + 2 * (3 * 8 * 8 * width) * patches
+    tower = 3 * (2 * 8 * width**2 * patches + 4 * patches**2 * width) + 2 * (3 * 8 * 8 * width) * patches
     projector = 2 * width * width * patches
     head = 2 * 1024 * width * text
     lm = 4 * (2 * (4 * width**2 + 3 * width * 384) * length + 4 * length**2 * width) + head

@@ -74,7 +74,7 @@ class DesignSpace:
     def _value(self, key: str, value: Any) -> Any:
         with translated(f"{key}={value}"):
             self._scratch[key] = value
-        return self._scratch[key]
+            return self._scratch[key]
 
 
 def _typed(group: str, choice: str, content: DictConfig, overrides: Mapping[str, Any]) -> Any:

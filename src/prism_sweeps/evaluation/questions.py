@@ -80,7 +80,7 @@ def options_by(benchmark: Benchmark, prompts: PromptFormat) -> Callable[[Example
     if benchmark.answer != "choice":
         return lambda example: {}
     choices = {choice: prompts.answer(choice) for choice in benchmark.choices}
-    if not choices or not all(choices.values()):
+    if not choices or not all(choice.strip() and tokens for choice, tokens in choices.items()):
         raise ConfigError(f"{benchmark.name}: answer 'choice' needs `choices`, none of them empty")
     return lambda example: choices
 

@@ -39,7 +39,7 @@ def page_html(page: Page) -> str:
     """The page. All text is escaped; the only script that may run is the page's own, by its hash."""
     script = asset("page.js")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    text: str = environment.from_string(asset("page.html.j2")).render(
+    return environment.from_string(asset("page.html.j2")).render(
         study=page.frames.study,
         description=page.frames.description,
         facts=facts(page.frames, page.date),
@@ -58,7 +58,6 @@ def page_html(page: Page) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return text
 
 
 def asset(name: str) -> str:
