@@ -231,7 +231,7 @@ def example_frame(
 def repeated(values: list[str], sizes: Codes) -> pd.Categorical:
     """Each of `values` as many times as `sizes` says."""
     codes, names = pd.factorize(np.array(values, dtype=object))
-    return pd.Categorical.from_codes(np.repeat(codes, sizes), categories=list(names))
+    return pd.Categorical.from_codes(np.repeat(codes, sizes), categories=pd.Index(names))
 
 
 def explain_scores(

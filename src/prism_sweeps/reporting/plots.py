@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ LABEL = 36
 INK = "#1b1b1f"
 """Colour of text and lines; the page puts its own text colour in its place."""
 CURVE_POINTS = 200
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -66,8 +67,8 @@ def forest(frames: StudyFrames, found: AxisComparison) -> Figure | None:
         axes = figure.add_subplot()
         for index, row in enumerate(rows):
             offset = (index - (len(rows) - 1) / 2) * 0.7 / len(rows)
-            style = {"color": colours(frames)[row.variants[0]], "fmt": markers(frames)[row.variants[0]]}
-            draw_estimates(axes, row, lines, offset, style)
+            name = row.variants[0]
+            draw_estimates(axes, row, lines, offset, colours(frames)[name], markers(frames)[name])
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.axhline(0.5, color=INK, linewidth=0.4, alpha=0.5)
         axes.set_yticks(range(len(lines)), [short(name) for name in lines])
@@ -82,13 +83,14 @@ def estimate_on(row: Comparison, name: str) -> bool:
     return row.mean is not None if name == "mean" else name in row.differences
 
 
-def draw_estimates(axes: Axes, row: Comparison, lines: Sequence[str], offset: float, style: dict[str, str]) -> None:
+def draw_estimates(axes: Axes, row: Comparison, lines: Sequence[str], offset: float, colour: str, marker: str) -> None:
     found = [(place, row.mean if name == "mean" else row.differences.get(name)) for place, name in enumerate(lines)]
     known = [(place, one) for place, one in found if one is not None]
     values = np.array([one.value for _, one in known])
     reach = np.nan_to_num(np.array([(one.value - one.low, one.high - one.value) for _, one in known])).T
     where = np.array([place for place, _ in known]) + offset
-    axes.errorbar(values, where, xerr=reach, label=short(row.label), markersize=4, elinewidth=1.4, **style)
+    name = short(row.label)
+    axes.errorbar(values, where, xerr=reach, label=name, fmt=marker, color=colour, markersize=4, elinewidth=1.4)
 
 
 def heat_map(frames: StudyFrames) -> Figure | None:
