@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -138,29 +136,3 @@ def test_a_study_is_swept_reported_and_asked(swept: Path) -> None:
     image = next((place / "store").glob("data/nano-benchmarks/nano-pope/**/*.png"))
     answer = json.loads(prism(place, "ask", str(image), "how many dogs are there?", "--cell", cell, "--json"))
     assert isinstance(answer["answer"], str)
-
-
-def started(store: Path) -> int:
-    """Jobs that have written something: a metrics row or an answer."""
-    return len([*store.glob("jobs/*/metrics.jsonl"), *store.glob("jobs/*/predictions.jsonl")])
-
-
-def test_killed_sweeps_end_in_the_same_scores(swept: Path, tmp_path: Path) -> None:
-    """kill -9 of the sweep and its workers while jobs are at work, then once to the end."""
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "data").symlink_to(swept / "store" / "data")
-    (tmp_path / "conf").symlink_to(swept / "conf")
-    for jobs in (1, 6):
-        sweep = subprocess.Popen(
-            command(tmp_path, "sweep", "small", "engine.checkpoint_seconds=0"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while started(tmp_path / "store") < jobs and sweep.poll() is None:
-            time.sleep(0.05)
-        os.killpg(sweep.pid, signal.SIGKILL)
-        sweep.wait()
-        assert sweep.returncode == -signal.SIGKILL
-    prism(tmp_path, "sweep", "small")
-    assert scores(tmp_path / "store") == scores(swept / "store")
