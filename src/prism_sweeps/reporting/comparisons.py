@@ -89,10 +89,8 @@ def grids_of(frames: StudyFrames) -> Grids:
     examples = frames.examples.assign(code=pd.factorize(frames.examples["image"])[0])
     keys = ["variant", "benchmark", "condition"]
     examples = examples[[*keys, "seed", "example", "code", "score", "tags"]]
-    return {
-        (variant, benchmark, condition): grid_of(part, benchmark in frames.by_split)
-        for (variant, benchmark, condition), part in examples.groupby(keys, observed=True, sort=False)
-    }
+    groups = examples.groupby(keys, observed=True, sort=False)
+    return {tuple(key): grid_of(part, key[1] in frames.by_split) for key, part in groups}  # type: ignore[misc, index]
 
 
 def grid_of(part: pd.DataFrame, by_split: bool) -> Grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -253,7 +254,7 @@ def explain_scores(
 
 
 def plain_score(rows: list[dict[str, Any]]) -> float:
-    return 100 * sum(row["score"] for row in rows) / len(rows)
+    return 100 * math.fsum(row["score"] for row in rows) / len(rows)
 
 
 def split_score(rows: list[dict[str, Any]]) -> float:

@@ -100,7 +100,7 @@ def heat_map(frames: StudyFrames) -> Figure | None:
     table = table.reindex(index=frames.cells["cell"], columns=frames.benchmarks)
     if table.empty or table.isna().all(axis=None):
         return None
-    names = [f"{short(cell.variant)} · {cell.seed}" for cell in frames.cells.itertuples()]
+    names = [f"{short(cell['variant'])} · {cell['seed']}" for cell in frames.cells.to_dict("records")]
     reference = table[(frames.cells["variant"] == frames.reference).to_numpy()].mean()
     score, change = table.to_numpy(), (table - reference).to_numpy()
     reach = max(float(np.nanmax(np.abs(change), initial=0.0)), 1.0) if not np.isnan(change).all() else 1.0

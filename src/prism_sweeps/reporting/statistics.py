@@ -193,7 +193,8 @@ def _lattice(total_G: Array) -> Codes:
     if size * len(np.unique(np.abs(step_G))) <= EXACT:
         return step_G
     # Steps of eight or more per image: rounding then adds less than 0.2 % to the variance of the total.
-    return np.rint(step_G * ((2**14 + 8 * len(step_G)) / size)).astype(np.int64)
+    rounded_G: Codes = np.rint(step_G * ((2**14 + 8 * len(step_G)) / size)).astype(np.int64)
+    return rounded_G
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -243,12 +243,12 @@ def cell_table(frames: StudyFrames) -> Table:
     real = frames.scores[frames.scores["condition"] == "real"]
     means = real.groupby("cell", sort=False)["score"].agg(lambda scores: scores.mean(skipna=False))
     rows = []
-    for cell in frames.cells.itertuples():
-        mean = float(means.get(cell.cell, math.nan))
-        done = Field(f"{cell.done} of {cell.jobs}", order=float(cell.done))
-        state = Field(str(cell.state), tone="" if cell.state == "done" else "worse")
-        name = Field(str(cell.variant), tone="strong" if cell.baseline else "")
-        rows.append([name, Field(str(cell.seed), order=cell.seed), state, done, Field(points(mean), order=mean)])
+    for cell in frames.cells.to_dict("records"):
+        mean = float(means.get(cell["cell"], math.nan))
+        done = Field(f"{cell['done']} of {cell['jobs']}", order=cell["done"])
+        state = Field(cell["state"], tone="" if cell["state"] == "done" else "worse")
+        name = Field(cell["variant"], tone="strong" if cell["baseline"] else "")
+        rows.append([name, Field(str(cell["seed"]), order=cell["seed"]), state, done, Field(points(mean), order=mean)])
     return Table("Cells", ["cell", "seed", "state", "jobs done", "mean"], rows)
 
 
@@ -257,12 +257,12 @@ def missing_table(frames: StudyFrames) -> Table:
     table = frames.jobs[frames.jobs["state"] != "done"]
     rows = [
         [
-            Field(str(job.title)),
-            Field(str(job.state)),
-            Field(str(job.attempts), order=job.attempts),
-            Field(str(job.reason)),
+            Field(job["title"]),
+            Field(job["state"]),
+            Field(str(job["attempts"]), order=job["attempts"]),
+            Field(job["reason"]),
         ]
-        for job in table.itertuples()
+        for job in table.to_dict("records")
     ]
     return Table("Jobs without a result", ["job", "state", "attempts", "why"], rows)
 
@@ -276,7 +276,7 @@ def answer_table(frames: StudyFrames) -> Table | None:
     for benchmark, part in mine.groupby("benchmark", observed=True, sort=False):
         for example in part["example"].drop_duplicates()[:ANSWERS]:
             asked = part[part["example"] == example]
-            said = dict(zip(asked["condition"], asked["answer"].astype(str), strict=True))
+            said = dict(zip(asked["condition"], map(str, asked["answer"]), strict=True))
             answers = [Field(said.get(condition, NONE)) for condition in frames.conditions]
             rows.append([Field(str(benchmark)), Field(example), Field(gold_text(asked["gold"].iloc[0])), *answers])
     heads = ["benchmark", "example", "right", *frames.conditions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from prism_sweeps.training.zoo import classification, contrastive, distillation,
 from prism_sweeps.training.zoo.towers import HIGH, LOW, weights_path
 
 TOWERS = {
-    "nano-clip": (contrastive.train, 48_000, 9_600),
-    "nano-siglip": (contrastive.train, 38_400, 9_600),
-    "nano-dinov2": (distillation.train, 19_200, 4_800),
-    "nano-in1k": (classification.train, 25_600, 6_400),
+    "nano-clip": (contrastive.train, 25_600, 3_840),
+    "nano-siglip": (contrastive.train, 25_600, 3_840),
+    "nano-dinov2": (distillation.train, 9_600, 1_920),
+    "nano-in1k": (classification.train, 16_000, 2_560),
 }
 """Name -> script, samples at the low resolution, samples at the high one."""
 LANGUAGE = {"nano-base": language.train_base, "nano-instruct": language.train_instruct}
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    gc.freeze()  # else each full collection walks everything the imports left
     for name, pixels in parts(options.part, options.pixels):
         build(name, pixels, options)
 

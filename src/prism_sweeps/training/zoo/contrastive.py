@@ -77,14 +77,14 @@ OBJECTIVES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 
 def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Train one of the two towers at `pixels`; above the low resolution it starts from the low one's weights."""
-    loss, scale, bias = OBJECTIVES[name]
+    loss, temperature, bias = OBJECTIVES[name]
     run = Run(round(scale * samples), batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
     data = pictures(folder, "mixed", pixels, SIZE, workers)
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     vision = new_tower(name, pixels)
     if pixels != LOW:
         start_from(vision, name, LOW)
-    model = Pairs(vision, len(tokenizer), scale, bias)
+    model = Pairs(vision, len(tokenizer), temperature, bias)
     at = numbers(run, len(data.captions))
 
     def loss_of(step: int) -> Tensor:

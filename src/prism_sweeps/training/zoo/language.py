@@ -40,8 +40,8 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DOCUMENTS = 12_000
-CHATS = 3_200
+DOCUMENTS = 6_000
+CHATS = 1_600
 LONGEST = 384
 
 
