@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -56,6 +59,8 @@ depth: 2
 heads: 2
 patch: 16
 """
+# `PRISM_KILLS=10 pytest tests/test_end_to_end.py` for more of the same.
+KILLS = int(os.environ.get("PRISM_KILLS", "3"))
 STUDY = """\
 description: One stage or two.
 base: {backbone: random, llm: random, data_mix: small, suite: three, schedule.max_steps: 2}
@@ -136,3 +141,45 @@ def test_a_study_is_swept_reported_and_asked(swept: Path) -> None:
     image = next((place / "store").glob("data/nano-benchmarks/nano-pope/**/*.png"))
     answer = json.loads(prism(place, "ask", str(image), "how many dogs are there?", "--cell", cell, "--json"))
     assert isinstance(answer["answer"], str)
+
+
+def rows_written(store: Path) -> int:
+    """Metrics rows and answers of all jobs so far."""
+    files = [*store.glob("jobs/*/metrics.jsonl"), *store.glob("jobs/*/predictions.jsonl")]
+    return sum(file.read_bytes().count(b"\n") for file in files)
+
+
+def killed_at(place: Path, rows: int, seconds: float) -> None:
+    """Sweeps until so many rows are there and a moment longer, then kill -9 of the sweep with all its workers."""
+    sweep = subprocess.Popen(
+        command(place, "sweep", "small", "engine.checkpoint_seconds=0"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while rows_written(place / "store") < rows and sweep.poll() is None:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    assert sweep.wait() == -signal.SIGKILL, "the sweep ended by itself before it was killed"
+
+
+def test_a_sweep_killed_again_and_again_ends_in_the_same_results(swept: Path, tmp_path: Path) -> None:
+    Store.open(tmp_path / "store")
+    (tmp_path / "store" / "data").symlink_to(swept / "store" / "data")
+    (tmp_path / "conf").symlink_to(swept / "conf")
+    moments = random.Random(1)
+    in_all = rows_written(swept / "store")
+    for rows in sorted(moments.randrange(1, in_all) for _ in range(KILLS)):
+        killed_at(tmp_path, rows, seconds=0.2 * moments.random())
+    prism(tmp_path, "sweep", "small")
+    assert scores(tmp_path / "store") == scores(swept / "store")
+    assert losses(tmp_path / "store") == losses(swept / "store")
+
+
+def losses(store: Path) -> dict[str, list[float]]:
+    """The loss of every step of every training job, by fingerprint."""
+    return {
+        file.parent.name: [json.loads(line)["loss"] for line in file.read_text().splitlines()]
+        for file in sorted(store.glob("jobs/*/metrics.jsonl"))
+    }

@@ -37,3 +37,12 @@ def worker_environment(engine: Engine, index: int, workers: int) -> dict[str, st
     if found := gpus(engine):
         environment["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
     return environment
+
+
+def ask_for_huge_pages() -> None:
+    """Processes started from now on get memory from glibc in huge pages, where the kernel leaves that to programs.
+
+    Tensors of a few megabytes and more outgrow the processor's page table cache, and on virtual machines every miss is
+    dear, see `benchmarks/`. https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
+    """
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")

@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from prism_sweeps.config.errors import PrismError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
-from prism_sweeps.launching.machine import worker_environment
+from prism_sweeps.launching.machine import ask_for_huge_pages, worker_environment
 from prism_sweeps.launching.run_job import Run
 from prism_sweeps.launching.worker import Message, work
 from prism_sweeps.tracking.records import Store
@@ -54,6 +54,7 @@ class Pool:
         self.workers: list[Worker] = []
 
     def __enter__(self) -> Pool:
+        ask_for_huge_pages()
         self.workers = [self._started(index) for index in range(self.count)]
         return self
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prism_sweeps.config.errors import PrismError, StoreError
@@ -42,7 +44,9 @@ def run_job(job: Job, store: Store, engine: Engine, report: Report, stop: Callab
         record.begin(job, engine)
         note(record, f"attempt {record.state()['attempts']} of {job.title}")
         try:
-            result = work_of(job)(job.spec, record, store, engine, report, stop)
+            work = work_of(job)
+            with imports_set_aside():
+                result = work(job.spec, record, store, engine, report, stop)
         except (Interrupted, KeyboardInterrupt):
             record.interrupt()
             note(record, "interrupted; it can be gone on with")
@@ -60,6 +64,19 @@ def work_of(job: Job) -> Callable[..., dict[str, Any]]:
     module, name = WORK[job.kind]
     function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
     return function
+
+
+@contextlib.contextmanager
+def imports_set_aside() -> Iterator[None]:
+    """The garbage collector overlooks what is there already: torch and transformers alone are a million objects.
+
+    Without it every full collection during a job walks all of them, see `benchmarks/`.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def finished_result(record: JobRecord) -> dict[str, Any]:
