@@ -205,6 +205,20 @@ def look(frames: StudyFrames, grids: Grids, variant: str) -> list[Sight]:
     return with_holm(found)
 
 
+def look_together(frames: StudyFrames, grids: Grids) -> list[Sight]:
+    """The same over all variants together: their mean score on each example, with the image and without."""
+    found = []
+    for condition in blind_conditions(frames):
+        for benchmark in frames.benchmarks:
+            keys = [(variant, benchmark) for variant in frames.variants]
+            both = [key for key in keys if (*key, REAL) in grids and (*key, condition) in grids]
+            if both:
+                real = average([grids[*key, REAL] for key in both])
+                blind = average([grids[*key, condition] for key in both])
+                found.append(sight(f"{len(both)} variants", benchmark, condition, "", real, blind))
+    return with_holm(found)
+
+
 def look_at_groups(frames: StudyFrames, grids: Grids, variant: str, benchmark: str) -> list[Sight]:
     """The same for each value of each tag (question type, ...) of one benchmark."""
     found = []

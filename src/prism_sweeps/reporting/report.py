@@ -25,6 +25,7 @@ from prism_sweeps.reporting.comparisons import (
     grids_of,
     look,
     look_at_groups,
+    look_together,
 )
 from prism_sweeps.reporting.frame import StudyFrames, read_study
 from prism_sweeps.reporting.page import Page, page_html
@@ -63,11 +64,14 @@ def write_report(store: Store, study: str) -> Path:
 
 
 def terminal_table(store: Store, study: str, console: Console | None = None) -> None:
-    """Prints each variant's mean difference from the reference with its interval, and its scores."""
+    """Prints each variant's difference from the reference with its interval, the scores, and what is seen."""
     frames = read_study(store, study)
     console = console or Console()
-    rows = compare_variants(frames, grids_of(frames))
+    grids = grids_of(frames)
+    rows = compare_variants(frames, grids)
     for table in tables.compact_tables(frames, rows, console.width):
+        console.print(terminal(table))
+    for table in tables.compact_sights(look_together(frames, grids)):
         console.print(terminal(table))
 
 
@@ -75,6 +79,8 @@ def find(frames: StudyFrames) -> Findings:
     """All statistics of a study."""
     grids: Grids = grids_of(frames)
     sights = {variant: look(frames, grids, variant) for variant in frames.variants}
+    if len(sights) > 1:
+        sights = {f"all {len(sights)} variants": look_together(frames, grids), **sights}
     groups = {name: look_at_groups(frames, grids, frames.reference, name) for name in frames.benchmarks}
     return Findings(
         frames=frames,

@@ -188,6 +188,21 @@ def sight_table(variant: str, found: Sequence[Sight]) -> Table:
     return Table(f"Does it see? {variant}", ["benchmark", *SIGHT_COLUMNS], rows, sight_notes(found))
 
 
+def compact_sights(found: Sequence[Sight]) -> list[Table]:
+    """For the terminal: all variants together, one table per way of taking the image away."""
+    shown = []
+    for condition in dict.fromkeys(one.condition for one in found):
+        rows = [[Field(one.benchmark), *compact_sight(one)] for one in found if one.condition == condition]
+        heads = ["benchmark", "with image", "without", "gain [95 %]", "p", "verdict"]
+        shown.append(Table(f"Does it see? ({condition} images, all variants together)", heads, rows))
+    return shown
+
+
+def compact_sight(one: Sight) -> list[Field]:
+    with_image, without, gain = Field(points(one.with_image)), Field(points(one.without)), Field(interval(one.gain))
+    return [with_image, without, gain, Field(probability(one.p)), Field(one.verdict, tone=VERDICT_TONES[one.verdict])]
+
+
 def group_table(variant: str, benchmark: str, found: Sequence[Sight]) -> Table:
     """The same for each group of examples of one benchmark."""
     rows = [[Field(one.group), *sight_fields(one)] for one in found]

@@ -182,4 +182,5 @@ def _padded(rows: list[Encoded]) -> tuple[Tensor, Tensor]:
 
 def _save(model: PreTrainedModel, folder: Path, run: Run, note: str) -> None:
     model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     write_card(folder / "card.json", folder.name, run, note)
