@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
+# Memory in huge pages where the kernel leaves that to programs: see launching/machine.py.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: setup demo test lint zoo
 
@@ -13,7 +15,6 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/python -m prism_sweeps.training.zoo missing --threads 2
 	$(BIN)/prism sweep nano/axes
 	$(BIN)/prism report nano/axes
 

@@ -59,8 +59,8 @@ depth: 2
 heads: 2
 patch: 16
 """
-# `PRISM_KILLS=10 pytest tests/test_end_to_end.py` for more of the same.
-KILLS = int(os.environ.get("PRISM_KILLS", "3"))
+# `PRISM_KILLS=10 pytest tests/test_end_to_end.py` kills more often.
+KILLS = int(os.environ.get("PRISM_KILLS", "1"))
 STUDY = """\
 description: One stage or two.
 base: {backbone: random, llm: random, data_mix: small, suite: three, schedule.max_steps: 2}
@@ -136,6 +136,14 @@ def test_a_study_is_swept_reported_and_asked(swept: Path) -> None:
     assert "nano-refcoco" in page.read_text()
     assert "stages" in (page.parent / "tables.md").read_text()
     assert (place / "store" / "mlflow.db").is_file()
+    made = page.stat().st_mtime_ns
+    assert "nano-refcoco" in prism(place, "report", "small")
+    assert page.stat().st_mtime_ns == made, "nothing has changed, so the report should have been kept"
+    jobs = list((place / "store").glob("jobs/*/predictions.jsonl"))
+    state = json.loads((jobs[0].parent / "state.json").read_text())
+    (jobs[0].parent / "state.json").write_text(json.dumps(state | {"attempts": 2}))
+    prism(place, "report", "small")
+    assert page.stat().st_mtime_ns > made
 
     cell = plan["cells"][0]["id"]
     image = next((place / "store").glob("data/nano-benchmarks/nano-pope/**/*.png"))

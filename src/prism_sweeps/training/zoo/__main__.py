@@ -14,10 +14,10 @@ from prism_sweeps.training.zoo import classification, contrastive, distillation,
 from prism_sweeps.training.zoo.towers import HIGH, LOW, weights_path
 
 TOWERS = {
-    "nano-clip": (contrastive.train, 25_600, 2_560),
-    "nano-siglip": (contrastive.train, 19_200, 2_560),
+    "nano-clip": (contrastive.train, 25_600, 3_840),
+    "nano-siglip": (contrastive.train, 25_600, 3_840),
     "nano-dinov2": (distillation.train, 6_400, 960),
-    "nano-in1k": (classification.train, 9_600, 1_280),
+    "nano-in1k": (classification.train, 25_600, 2_560),
 }
 """Name -> script, samples at the low resolution, samples at the high one."""
 LANGUAGE = {"nano-base": language.train_base, "nano-instruct": language.train_instruct}

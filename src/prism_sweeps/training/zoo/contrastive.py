@@ -1,34 +1,40 @@
-"""nano-clip and nano-siglip: image and caption of one picture belong together, all other pairs of the batch do not.
+"""nano-clip and nano-siglip: parts of pictures and the phrases that describe them belong together, all others do not.
 
-Shapes: B pairs, T caption tokens, D width.
+A picture of several things gives a pair for each of them, as in RegionCLIP (Zhong et al. 2022), and one for the whole:
+whole pictures with whole captions, as the papers have them, need hundreds of times the pictures before single patches
+tell one thing from another. The losses are those of CLIP and SigLIP, the same phrase twice in a batch counting as one.
+
+Shapes: B pictures, R regions, U different phrases, T tokens of a phrase, P patches, D width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prism_sweeps.data.nano_world.scenes import Box
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo.language import load_zoo_tokenizer
 from prism_sweeps.training.zoo.pictures import pictures
 from prism_sweeps.training.zoo.towers import LOW, Run, new_tower, numbers, optimise, save, start_from
 
-CAPTION_TOKENS = 56
+PHRASE_TOKENS = 16
 SIZE = 12_000
+BATCH = 64
 
 
 class TextTower(nn.Module):
-    """Two transformer layers over caption tokens; mean of the real positions."""
+    """Two transformer layers over the tokens of a phrase; mean of the real positions."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Parameter(torch.randn(CAPTION_TOKENS, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(PHRASE_TOKENS, width) * 0.02)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
@@ -49,54 +55,75 @@ class Pairs(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias))
 
-    def forward(self, pixels_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Logits of all image-caption pairs, [B images, B captions]."""
-        image_BD = F.normalize(self.vision_out(self.vision(pixels_BCHW)), dim=-1)
-        text_BD = F.normalize(self.text_out(self.text(ids_BT, mask_BT)), dim=-1)
-        return self.log_scale.clamp(max=math.log(100)).exp() * image_BD @ text_BD.T + self.bias
+    def forward(self, pixels_BCHW: Tensor, boxes: Sequence[Sequence[Box]], ids_UT: Tensor, mask_UT: Tensor) -> Tensor:
+        """Logits of all pairs of a region and a phrase, [R regions, U phrases]."""
+        x_BPD = self.vision.forward_features(pixels_BCHW)
+        region_RD = F.normalize(self.vision_out(pooled(x_BPD, boxes)), dim=-1)
+        text_UD = F.normalize(self.text_out(self.text(ids_UT, mask_UT)), dim=-1)
+        return self.log_scale.clamp(max=math.log(100)).exp() * region_RD @ text_UD.T + self.bias
 
 
-def softmax_loss(logits_BB: Tensor) -> Tensor:
-    """CLIP (Radford et al. 2021, figure 3): cross entropy over rows and over columns."""
-    target_B = torch.arange(len(logits_BB))
-    return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2
+def pooled(x_BPD: Tensor, boxes: Sequence[Sequence[Box]]) -> Tensor:
+    """Mean over the patches of each region, one picture's regions after another's: [R, D]."""
+    side = math.isqrt(x_BPD.shape[1])
+    members = [covered(box, side) for of_one in boxes for box in of_one]
+    owner = [picture for picture, of_one in enumerate(boxes) for _ in of_one]
+    flat = torch.tensor([at * side * side + patch for at, few in zip(owner, members, strict=True) for patch in few])
+    region = torch.tensor([index for index, few in enumerate(members) for _ in few])
+    sums_RD = x_BPD.new_zeros(len(members), x_BPD.shape[2]).index_add(0, region, x_BPD.flatten(0, 1)[flat])
+    return sums_RD / torch.tensor([[len(few)] for few in members])
 
 
-def sigmoid_loss(logits_BB: Tensor) -> Tensor:
+def covered(box: Box, side: int) -> list[int]:
+    """Patches whose middle lies in the box, and the one in which the box has its own."""
+    x1, y1, x2, y2 = (side * edge for edge in box)
+    columns = [x for x in range(side) if x1 <= x + 0.5 <= x2] or [min(side - 1, int((x1 + x2) / 2))]
+    rows = [y for y in range(side) if y1 <= y + 0.5 <= y2] or [min(side - 1, int((y1 + y2) / 2))]
+    return [y * side + x for y in rows for x in columns]
+
+
+def softmax_loss(logits_RU: Tensor, match_RU: Tensor) -> Tensor:
+    """CLIP (Radford et al. 2021, figure 3): cross entropy over rows and over columns, shared among equal matches."""
+    rows = -(logits_RU.log_softmax(1) * match_RU).sum(1).mean()
+    columns = -((logits_RU.log_softmax(0) * match_RU).sum(0) / match_RU.sum(0)).mean()
+    return (rows + columns) / 2
+
+
+def sigmoid_loss(logits_RU: Tensor, match_RU: Tensor) -> Tensor:
     """SigLIP (Zhai et al. 2023, algorithm 1): each pair on its own, right or wrong."""
-    labels_BB = 2 * torch.eye(len(logits_BB)) - 1
-    return -F.logsigmoid(labels_BB * logits_BB).sum() / len(logits_BB)
+    return -F.logsigmoid((2 * match_RU - 1) * logits_RU).sum() / len(logits_RU)
 
 
-OBJECTIVES: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+OBJECTIVES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
     "nano-clip": (softmax_loss, 14.3, 0.0),
-    "nano-siglip": (sigmoid_loss, 10.0, -10.0),
+    "nano-siglip": (sigmoid_loss, 10.0, -5.0),
 }
-"""Name -> loss, first scale, first bias (the papers' own)."""
+"""Name -> loss, first scale, first bias. The scales are the papers' own; SigLIP's bias of -10 is for batches of
+32 k: it stands for one true pair in so many, and in our few steps it would not come down in time."""
 
 
 def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Train one of the two towers at `pixels`; above the low resolution it starts from the low one's weights."""
     loss, temperature, bias = OBJECTIVES[name]
-    run = Run(round(scale * samples), batch=128, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
+    run = Run(round(scale * samples), batch=BATCH, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
     data = pictures(folder, "mixed", pixels, SIZE, workers)
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     vision = new_tower(name, pixels)
     if pixels != LOW:
         start_from(vision, name, LOW)
     model = Pairs(vision, len(tokenizer), temperature, bias)
-    at = numbers(run, len(data.captions))
+    at = numbers(run, len(data.regions))
 
     def loss_of(step: int) -> Tensor:
         chosen = at(step)
-        text = tokenizer(
-            [data.captions[i] for i in chosen],
-            padding=True,
-            truncation=True,
-            max_length=CAPTION_TOKENS,
-            return_tensors="pt",
-        )
-        return loss(model(data.batch(chosen), text["input_ids"], text["attention_mask"].bool()))
+        regions = [data.regions[index] for index in chosen]
+        phrases = [phrase for of_one in regions for phrase, _ in of_one]
+        unique = sorted(set(phrases))
+        match_RU = F.one_hot(torch.tensor([unique.index(phrase) for phrase in phrases]), len(unique)).float()
+        text = tokenizer(unique, padding=True, truncation=True, max_length=PHRASE_TOKENS, return_tensors="pt")
+        boxes = [[box for _, box in of_one] for of_one in regions]
+        logits_RU = model(data.batch(chosen), boxes, text["input_ids"], text["attention_mask"].bool())
+        return loss(logits_RU, match_RU)
 
     optimise(run, model.parameters(), loss_of, f"{name} {pixels}")
-    save(vision, name, pixels, run, f"{loss.__name__} over pairs of picture and caption, {SIZE} scenes")
+    save(vision, name, pixels, run, f"{loss.__name__} over regions and their phrases, {SIZE} scenes")

@@ -96,7 +96,7 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
         start_from(vision, name, LOW)
     student = Network(vision)
     teacher = Teacher(student)
-    at = numbers(run, len(data.captions))
+    at = numbers(run, len(data.labels))
     generator = torch.Generator().manual_seed(run.seed)
 
     def loss_of(step: int) -> Tensor:

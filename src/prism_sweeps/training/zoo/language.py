@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -27,7 +28,7 @@ from prism_sweeps.data.nano_world.captions import caption, describe
 from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
 from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, scene
 from prism_sweeps.data.nano_world.text_only import text_only
-from prism_sweeps.models.prompts import Encoded, prompt_format
+from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo.towers import Run, numbers, optimise, write_card
 
@@ -40,9 +41,16 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DOCUMENTS = 6_000
+DOCUMENTS = 11_200
 CHATS = 1_600
 LONGEST = 384
+HINT = "\nAnswer the question using a single word or phrase."
+LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
+BESIDES = 0.1
+"""Weight of a token that is not of an answer: what is asked next cannot be known, what the answer is can."""
+
+Weighted = tuple[list[int], list[float]]
+"""Token ids of a document and the weight of each in the loss."""
 
 
 def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -59,16 +67,45 @@ def told_scene(number: int) -> tuple[str, list[Turn]]:
     return text, dialogue(told, rng, Balance())
 
 
-def document(number: int) -> str:
-    """Text of the kind a base model reads: a description, then questions with their answers, in several layouts."""
+def document(number: int) -> tuple[str, list[tuple[int, int]]]:
+    """Text of the kind a base model reads, and where in it answers stand (characters).
+
+    A description, then questions with their answers, in several layouts. Reading the answer off the description is what
+    a model of this size learns slowly, so the questions are many, and most of them short.
+    """
     rng = generator("pretrain layout", number)
     if number % 10 == 0:
         text, turns = "", text_only(rng, number, Balance())
     else:
         text, turns = told_scene(number)
-    ask, answer = pick(rng, (("Question:", "Answer:"), ("Q:", "A:"), ("In:", "Out:")))
-    lines = [f"{ask} {question}\n{answer} {said}" for question, said in turns]
-    return "\n".join(([text] if text else []) + lines)
+        more = dialogue(scene("pretrain text", number, SIMPLE if number % 2 == 0 else ORDINARY), rng, Balance())
+        turns = list(dict((*turns, *more)).items())
+    ask, answer = pick(rng, LAYOUTS)
+    spans = []
+    for question, said in turns:
+        if skipped(question, said, rng):
+            continue
+        plain = question.removesuffix(HINT) if rng.random() < 0.65 and "Unanswerable" not in question else question
+        text += f"{chr(10) if text else ''}{ask} {plain}\n{answer}"
+        spans.append((len(text), len(text) + len(said) + 2))
+        text += f" {said}"
+    return text, spans
+
+
+def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
+    """Long lists of options and boxes take many tokens and teach little reading: most are left out."""
+    return (question.count("\n") > 8 or said.startswith("[")) and rng.random() < 0.7
+
+
+def weighted(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
+    """A document with BOS and EOS; answers, with the line break that ends them, count in full."""
+    text, spans = document(number)
+    found = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=LONGEST)
+    weights = [
+        1.0 if any(first <= start < last for first, last in spans) else BESIDES for start, _ in found["offset_mapping"]
+    ]
+    ids = [tokenizer.bos_token_id, *found["input_ids"], tokenizer.eos_token_id]
+    return ids, [0.0, *weights, BESIDES]
 
 
 def chat(number: int) -> list[tuple[str, str]]:
@@ -95,7 +132,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document(number) for number in range(1_500)), trainer)
+    tokenizer.train_from_iterator((document(number)[0] for number in range(1_500)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -111,14 +148,12 @@ def train_base(scale: float) -> None:
     folder = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(folder)
-    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=2e-3, scale=scale)
-    texts = tokenizer([document(number) for number in range(run.samples)], truncation=True, max_length=LONGEST)
-    bos = tokenizer.bos_token_id
-    rows = [[bos, *ids, tokenizer.eos_token_id] for ids in texts["input_ids"]]
+    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=3e-3, scale=scale)
+    rows = [weighted(number, tokenizer) for number in range(run.samples)]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    _learn(model, [Encoded(ids, [False] + [True] * (len(ids) - 1)) for ids in rows], run, "nano-base")
-    _save(model, folder, run, "next-token prediction on generated text")
+    _learn(model, rows, run, "nano-base")
+    _save(model, folder, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
 
 
 def train_instruct(scale: float) -> None:
@@ -130,7 +165,8 @@ def train_instruct(scale: float) -> None:
     tokenizer.save_pretrained(folder)
     run = Run(round(scale * CHATS), batch=16, learning_rate=7e-4, scale=scale)
     writing = prompt_format(llm, tokenizer)
-    rows = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
+    encoded = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
+    rows = [(one.ids, list(map(float, one.supervised))) for one in encoded]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
     _learn(model, rows, run, "nano-instruct")
     _save(model, folder, run, "nano-base, tuned on chats")
@@ -147,6 +183,7 @@ def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
         vocab_size=llm.vocabulary,
         max_position_embeddings=llm.context,
         tie_word_embeddings=llm.tied_embeddings,
+        initializer_range=llm.width**-0.5,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
@@ -154,30 +191,32 @@ def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _learn(model: PreTrainedModel, rows: list[Encoded], run: Run, title: str) -> None:
+def _learn(model: PreTrainedModel, rows: list[Weighted], run: Run, title: str) -> None:
     # Neighbours in length share a batch; which batch comes when is drawn anew each pass.
-    rows = sorted(rows, key=lambda row: len(row.ids))
+    rows = sorted(rows, key=lambda row: len(row[0]))
     batches = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
     order = numbers(Run(len(batches), 1, 0.0, run.seed), len(batches))
 
     def loss_of(step: int) -> Tensor:
-        ids_BT, labels_BT = _padded(batches[int(order(step)[0])])
+        ids_BT, weights_BT = _padded(batches[int(order(step)[0])])
         hidden = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
-        wanted = labels_BT[:, 1:] != -100
-        return F.cross_entropy(model.lm_head(hidden[wanted]), labels_BT[:, 1:][wanted])
+        wanted = weights_BT[:, 1:] > 0
+        losses = F.cross_entropy(model.lm_head(hidden[wanted]), ids_BT[:, 1:][wanted], reduction="none")
+        weights = weights_BT[:, 1:][wanted]
+        return (losses * weights).sum() / weights.sum()
 
     optimise(run, model.parameters(), loss_of, title)
 
 
-def _padded(rows: list[Encoded]) -> tuple[Tensor, Tensor]:
-    longest = min(LONGEST, max(len(row.ids) for row in rows))
+def _padded(rows: list[Weighted]) -> tuple[Tensor, Tensor]:
+    longest = min(LONGEST, max(len(ids) for ids, _ in rows))
     ids_BT = torch.full((len(rows), longest), 2)
-    labels_BT = torch.full((len(rows), longest), -100)
-    for index, row in enumerate(rows):
-        ids = torch.tensor(row.ids[:longest])
-        ids_BT[index, : len(ids)] = ids
-        labels_BT[index, : len(ids)] = torch.where(torch.tensor(row.supervised[:longest]), ids, -100)
-    return ids_BT, labels_BT
+    weights_BT = torch.zeros(len(rows), longest)
+    for index, (ids, weights) in enumerate(rows):
+        length = min(longest, len(ids))
+        ids_BT[index, :length] = torch.tensor(ids[:length])
+        weights_BT[index, :length] = torch.tensor(weights[:length])
+    return ids_BT, weights_BT
 
 
 def _save(model: PreTrainedModel, folder: Path, run: Run, note: str) -> None:

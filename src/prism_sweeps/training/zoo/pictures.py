@@ -1,4 +1,4 @@
-"""Pictures and the text that comes with them, for training towers: drawn once, kept as arrays, shared by all towers.
+"""Pictures and the phrases that go with their parts, for training towers: drawn once, kept as arrays, shared by all.
 
 Shapes: N pictures, H height, W width, C colour channels.
 """
@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_sweeps.data.nano_world.captions import at_place, place
 from prism_sweeps.data.nano_world.draw import draw
-from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, Scene, SceneStyle, generator, pick, scene
+from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, Box, Scene, SceneStyle, generator, pick, scene
 from prism_sweeps.data.nano_world.words import CATEGORIES, article
 from prism_sweeps.models.resize import square
 from prism_sweeps.tracking.files import write_atomic
@@ -27,13 +26,16 @@ SINGLE = SceneStyle(things=(1, 1), sizes=(0.3, 1.0, 1.0), tiles=0.3, signs=0.0, 
 CHUNK = 500
 SIZES = (64, 96)
 
+Region = tuple[str, tuple[float, float, float, float]]
+"""What is seen in a part of a picture, and where: x1 y1 x2 y2 as fractions of the square picture."""
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Square pictures of scenes of the split `pretrain`, each with one web-like caption."""
+    """Square pictures of scenes of the split `pretrain`."""
 
     pixels_NHWC: np.ndarray
-    captions: list[str]
+    regions: list[list[Region]]
     labels: list[int]
     """Category of the first object, an index into CATEGORIES; -1 where no object found room."""
 
@@ -49,27 +51,33 @@ def pictures(folder: Path, kind: str, pixels: int, number: int, workers: int) ->
     if not notes.exists():
         _draw_all(notes, kind, number, workers)
     told = json.loads(notes.read_text())
-    return Pictures(np.load(_array_path(notes, pixels), mmap_mode="r"), told["captions"], told["labels"])
+    return Pictures(np.load(_array_path(notes, pixels), mmap_mode="r"), told["regions"], told["labels"])
 
 
-def web_caption(drawn: Scene, rng: np.random.Generator) -> str:
-    """A caption as people write them: it names the objects, and leaves out much of the rest.
-
-    Background and sign are told seldom, else a contrastive tower learns the colour of the background and stops.
-    """
-    parts = []
+def regions(drawn: Scene, strategy: str) -> list[Region]:
+    """The objects, the sign, and the picture as a whole, which is called after its background."""
+    found: list[Region] = [(article(f"{drawn.background} background"), (0.0, 0.0, 1.0, 1.0))]
     for thing in drawn.things:
-        size = f"{thing.size} " if rng.random() < 0.4 else ""
-        under = f" on {article(f'{thing.tile} tile')}" if thing.tile and rng.random() < 0.7 else ""
-        where = f" {at_place(place(drawn, thing))}" if rng.random() < 0.6 else ""
-        parts.append(f"{article(size + thing.category)}{under}{where}")
-    order = rng.permutation(len(parts))
-    text = " and ".join(parts[index] for index in order) or "nothing"
-    if drawn.sign is not None and rng.random() < 0.8:
-        text += f", with a sign that says {drawn.sign.word}"
-    if rng.random() < 0.2:
-        text += f", on {article(f'{drawn.background} background')}"
-    return text
+        under = f" on {article(f'{thing.tile} tile')}" if thing.tile else ""
+        found.append((f"{article(f'{thing.size} {thing.category}')}{under}", squared(thing.box, drawn, strategy)))
+    if drawn.sign is not None:
+        found.append((f"a sign that says {drawn.sign.word}", squared(drawn.sign.box, drawn, strategy)))
+    return found
+
+
+def squared(box: Box, drawn: Scene, strategy: str) -> Box:
+    """A box in the scene's pixels as fractions of the picture made square by `naive` or `letterbox`."""
+    x1, y1, x2, y2 = box
+    if strategy == "naive":
+        return x1 / drawn.width, y1 / drawn.height, x2 / drawn.width, y2 / drawn.height
+    side = max(drawn.width, drawn.height)
+    left, top = (side - drawn.width) / 2, (side - drawn.height) / 2
+    return (x1 + left) / side, (y1 + top) / side, (x2 + left) / side, (y2 + top) / side
+
+
+def way_to_square(number: int) -> str:
+    """Both ways in turn, so that no resize strategy of a study is foreign to the towers."""
+    return pick(generator(f"{SPLIT} captions", number), ("naive", "letterbox"))
 
 
 def picture(kind: str, number: int) -> Scene:
@@ -83,25 +91,24 @@ def _array_path(notes: Path, pixels: int) -> Path:
     return notes.with_name(f"{notes.stem}-{pixels}.npy")
 
 
-def _chunk(task: tuple[str, int, int]) -> tuple[list[list[np.ndarray]], list[str], list[int]]:
+def _chunk(task: tuple[str, int, int]) -> tuple[list[list[np.ndarray]], list[list[Region]], list[int]]:
     kind, first, last = task
     images: list[list[np.ndarray]] = [[] for _ in SIZES]
-    captions, labels = [], []
+    parts, labels = [], []
     for number in range(first, last):
-        drawn, rng = picture(kind, number), generator(f"{SPLIT} captions", number)
-        # Both ways to a square, so that no resize strategy of a study is foreign to the towers.
-        image, strategy = draw(drawn), pick(rng, ("naive", "letterbox"))
+        drawn, strategy = picture(kind, number), way_to_square(number)
+        image = draw(drawn)
         for kept, pixels in zip(images, SIZES, strict=True):
             kept.append(np.asarray(square(image, strategy, pixels, (127, 127, 127))))
-        captions.append(web_caption(drawn, rng))
+        parts.append(regions(drawn, strategy))
         labels.append(CATEGORIES.index(drawn.things[0].category) if drawn.things else -1)
-    return images, captions, labels
+    return images, parts, labels
 
 
 def _draw_all(notes: Path, kind: str, number: int, workers: int) -> None:
     notes.parent.mkdir(parents=True, exist_ok=True)
     tasks = [(kind, first, min(first + CHUNK, number)) for first in range(0, number, CHUNK)]
-    captions: list[str] = []
+    parts: list[list[Region]] = []
     labels: list[int] = []
     arrays = [
         np.lib.format.open_memmap(_array_path(notes, pixels), "w+", np.uint8, (number, pixels, pixels, 3))
@@ -109,15 +116,15 @@ def _draw_all(notes: Path, kind: str, number: int, workers: int) -> None:
     ]
     progress = _counter(f"drawing {number} {kind} pictures")
     with ProcessPoolExecutor(workers) as pool:
-        for images, said, named in pool.map(_chunk, tasks):
+        for images, seen, named in pool.map(_chunk, tasks):
             for array, kept in zip(arrays, images, strict=True):
-                array[len(captions) : len(captions) + len(said)] = np.stack(kept)
-            captions += said
+                array[len(parts) : len(parts) + len(seen)] = np.stack(kept)
+            parts += seen
             labels += named
-            progress(len(captions), number)
+            progress(len(parts), number)
     for array in arrays:
         array.flush()
-    write_atomic(notes, json.dumps({"captions": captions, "labels": labels}))
+    write_atomic(notes, json.dumps({"regions": parts, "labels": labels}))
 
 
 def _counter(title: str) -> Callable[[int, int], None]:
