@@ -90,7 +90,7 @@ def grids_of(frames: StudyFrames) -> Grids:
     keys = ["variant", "benchmark", "condition"]
     examples = examples[[*keys, "seed", "example", "code", "score", "tags"]]
     groups = examples.groupby(keys, observed=True, sort=False)
-    return {tuple(key): grid_of(part, key[1] in frames.by_split) for key, part in groups}  # type: ignore[misc, index]
+    return {tuple(key): grid_of(part, key[1] in frames.by_split) for key, part in groups}  # type: ignore[misc]
 
 
 def grid_of(part: pd.DataFrame, by_split: bool) -> Grid:

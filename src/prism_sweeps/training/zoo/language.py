@@ -41,7 +41,8 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DOCUMENTS = 11_200
+DOCUMENTS = 16_000
+DIFFERENT = 8_000
 CHATS = 1_600
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
@@ -60,10 +61,9 @@ def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def told_scene(number: int) -> tuple[str, list[Turn]]:
     """A scene in words (a caption or a dense description) and a dialogue about it."""
     rng = generator("pretrain text", number)
-    simple = number % 2 == 0
-    told = scene("pretrain text", number, SIMPLE if simple else ORDINARY)
-    # Boxes are long: only simple scenes are told with them.
-    text = describe(told, rng) if simple else caption(told, rng)
+    told = scene("pretrain text", number, ORDINARY if number % 4 == 1 else SIMPLE)
+    # Boxes are long: few scenes, and only simple ones, are told with them.
+    text = describe(told, rng) if number % 8 == 0 else caption(told, rng)
     return text, dialogue(told, rng, Balance())
 
 
@@ -71,21 +71,16 @@ def document(number: int) -> tuple[str, list[tuple[int, int]]]:
     """Text of the kind a base model reads, and where in it answers stand (characters).
 
     A description, then questions with their answers, in several layouts. Reading the answer off the description is what
-    a model of this size learns slowly, so the questions are many, and most of them short.
+    a model of this size learns late, after some thousand steps whatever their size: so documents are short.
     """
     rng = generator("pretrain layout", number)
-    if number % 10 == 0:
-        text, turns = "", text_only(rng, number, Balance())
-    else:
-        text, turns = told_scene(number)
-        more = dialogue(scene("pretrain text", number, SIMPLE if number % 2 == 0 else ORDINARY), rng, Balance())
-        turns = list(dict((*turns, *more)).items())
+    text, turns = ("", text_only(rng, number, Balance())) if number % 10 == 9 else told_scene(number)
     ask, answer = pick(rng, LAYOUTS)
     spans = []
     for question, said in turns:
         if skipped(question, said, rng):
             continue
-        plain = question.removesuffix(HINT) if rng.random() < 0.65 and "Unanswerable" not in question else question
+        plain = question.removesuffix(HINT) if rng.random() < 0.8 and "Unanswerable" not in question else question
         text += f"{chr(10) if text else ''}{ask} {plain}\n{answer}"
         spans.append((len(text), len(text) + len(said) + 2))
         text += f" {said}"
@@ -94,7 +89,7 @@ def document(number: int) -> tuple[str, list[tuple[int, int]]]:
 
 def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
     """Long lists of options and boxes take many tokens and teach little reading: most are left out."""
-    return (question.count("\n") > 8 or said.startswith("[")) and rng.random() < 0.7
+    return (question.count("\n") > 8 or said.startswith("[")) and rng.random() < 0.85
 
 
 def weighted(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
@@ -148,8 +143,8 @@ def train_base(scale: float) -> None:
     folder = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(folder)
-    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=3e-3, scale=scale)
-    rows = [weighted(number, tokenizer) for number in range(run.samples)]
+    run = Run(round(scale * DOCUMENTS), batch=8, learning_rate=2e-3, scale=scale)
+    rows = [weighted(number, tokenizer) for number in range(min(DIFFERENT, run.samples))]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
     _learn(model, rows, run, "nano-base")

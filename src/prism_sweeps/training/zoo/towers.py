@@ -91,7 +91,7 @@ def optimise(run: Run, parameters: Iterable[nn.Parameter], loss_of: Callable[[in
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         run.losses.append(loss.item())
-        if step % 10 == 0 or step == run.steps - 1:
+        if step % 20 == 0 or step == run.steps - 1:
             spent = time.time() - run.started
             print(f"{title} {step + 1}/{run.steps} loss {run.losses[-1]:.4f} {spent:.0f} s", flush=True)
 
