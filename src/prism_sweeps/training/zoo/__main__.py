@@ -26,7 +26,7 @@ LANGUAGE = {"nano-base": language.train_base, "nano-instruct": language.train_in
 def build(part: str, pixels: int | None, options: argparse.Namespace) -> None:
     """Train one language model, or one tower at one resolution."""
     if pixels is None:
-        LANGUAGE[part](options.scale)
+        LANGUAGE[part](options.folder, options.scale)
         return
     script, low, high = TOWERS[part]
     script(part, pixels, options.folder, low if pixels == LOW else high, len(os.sched_getaffinity(0)), options.scale)
@@ -50,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["all", "missing", *LANGUAGE, *TOWERS], help="missing: what is not there yet")
     parser.add_argument("pixels", nargs="?", type=int, choices=[LOW, HIGH], help="of a tower; both when left out")
-    parser.add_argument("--folder", type=Path, default=Path("prism-store/zoo"), help="where drawn pictures are kept")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("prism-store/zoo"), help="where drawn pictures and unfinished runs are kept"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the recipe's samples, for a quick build")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -30,5 +30,5 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
         chosen = at(step)
         return F.cross_entropy(model(data.batch(chosen)), labels[chosen], label_smoothing=0.1)
 
-    optimise(run, model.parameters(), loss_of, f"{name} {pixels}")
+    optimise(run, model, loss_of, f"{name} {pixels}", folder)
     save(vision, name, pixels, run, f"{len(CATEGORIES)} categories, {len(labels)} scenes of one object")

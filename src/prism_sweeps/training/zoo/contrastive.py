@@ -125,5 +125,5 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
         logits_RU = model(data.batch(chosen), boxes, text["input_ids"], text["attention_mask"].bool())
         return loss(logits_RU, match_RU)
 
-    optimise(run, model.parameters(), loss_of, f"{name} {pixels}")
+    optimise(run, model, loss_of, f"{name} {pixels}", folder)
     save(vision, name, pixels, run, f"{loss.__name__} over regions and their phrases, {SIZE} scenes")

@@ -65,12 +65,14 @@ def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return -(teacher * F.log_softmax(student / STUDENT_TEMPERATURE, dim=-1)).sum(-1)
 
 
-class Teacher:
+class Teacher(nn.Module):
     """The moving average and its centres."""
 
     def __init__(self, student: Network) -> None:
+        super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
-        self.centre_K, self.patch_centre_K = torch.zeros(PROTOTYPES), torch.zeros(PROTOTYPES)
+        self.register_buffer("centre_K", torch.zeros(PROTOTYPES))
+        self.register_buffer("patch_centre_K", torch.zeros(PROTOTYPES))
 
     @torch.no_grad()
     def follow(self, student: Network, momentum: float) -> None:
@@ -78,12 +80,12 @@ class Teacher:
             mine.lerp_(theirs, 1 - momentum)
 
     @torch.no_grad()
-    def __call__(self, view: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         logits_BK, logits_BPK = self.network(view)
         wanted = F.softmax((logits_BK - self.centre_K) / TEACHER_TEMPERATURE, dim=-1)
         patches = F.softmax((logits_BPK - self.patch_centre_K) / TEACHER_TEMPERATURE, dim=-1)
-        self.centre_K = 0.9 * self.centre_K + 0.1 * logits_BK.mean(0)
-        self.patch_centre_K = 0.9 * self.patch_centre_K + 0.1 * logits_BPK.mean((0, 1))
+        self.centre_K.lerp_(logits_BK.mean(0), 0.1)
+        self.patch_centre_K.lerp_(logits_BPK.mean((0, 1)), 0.1)
         return wanted, patches
 
 
@@ -97,9 +99,9 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
     student = Network(vision)
     teacher = Teacher(student)
     at = numbers(run, len(data.labels))
-    generator = torch.Generator().manual_seed(run.seed)
 
     def loss_of(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * run.seed + step)
         if step:
             teacher.follow(student, 1 - 0.008 * 0.5 * (1 + math.cos(math.pi * step / run.steps)))
         whole = data.batch(at(step))
@@ -113,5 +115,5 @@ def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scal
             total = total + cross_entropy(logits_BPK[masked_BP], patches[masked_BP]).mean() / 2
         return total
 
-    optimise(run, student.parameters(), loss_of, f"{name} {pixels}")
+    optimise(run, nn.ModuleList([student, teacher]), loss_of, f"{name} {pixels}", folder)
     save(teacher.network.vision, name, pixels, run, f"self-distillation (DINO + iBOT losses), {SIZE} scenes, no text")

@@ -137,34 +137,34 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
     )
 
 
-def train_base(scale: float) -> None:
+def train_base(folder: Path, scale: float) -> None:
     """Next-token prediction on documents."""
     llm = design_space().part("llm", "nano-base", {})
-    folder = ZOO / "nano-base"
+    place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(place)
     run = Run(round(scale * DOCUMENTS), batch=8, learning_rate=2e-3, scale=scale)
     rows = [weighted(number, tokenizer) for number in range(min(DIFFERENT, run.samples))]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    _learn(model, rows, run, "nano-base")
-    _save(model, folder, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
+    _learn(model, rows, run, "nano-base", folder)
+    _save(model, place, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
 
 
-def train_instruct(scale: float) -> None:
+def train_instruct(folder: Path, scale: float) -> None:
     """nano-base, tuned on chats in its chat template; loss on the assistant's words."""
     llm = design_space().part("llm", "nano-instruct", {})
-    folder = ZOO / "nano-instruct"
+    place = ZOO / "nano-instruct"
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(place)
     run = Run(round(scale * CHATS), batch=16, learning_rate=7e-4, scale=scale)
     writing = prompt_format(llm, tokenizer)
     encoded = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
     rows = [(one.ids, list(map(float, one.supervised))) for one in encoded]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
-    _learn(model, rows, run, "nano-instruct")
-    _save(model, folder, run, "nano-base, tuned on chats")
+    _learn(model, rows, run, "nano-instruct", folder)
+    _save(model, place, run, "nano-base, tuned on chats")
 
 
 def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
@@ -186,7 +186,7 @@ def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _learn(model: PreTrainedModel, rows: list[Weighted], run: Run, title: str) -> None:
+def _learn(model: PreTrainedModel, rows: list[Weighted], run: Run, title: str, folder: Path) -> None:
     # Neighbours in length share a batch; which batch comes when is drawn anew each pass.
     rows = sorted(rows, key=lambda row: len(row[0]))
     batches = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
@@ -200,7 +200,7 @@ def _learn(model: PreTrainedModel, rows: list[Weighted], run: Run, title: str) -
         weights = weights_BT[:, 1:][wanted]
         return (losses * weights).sum() / weights.sum()
 
-    optimise(run, model.parameters(), loss_of, title)
+    optimise(run, model, loss_of, title, folder)
 
 
 def _padded(rows: list[Weighted]) -> tuple[Tensor, Tensor]:

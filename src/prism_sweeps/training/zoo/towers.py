@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from prism_sweeps.models.weights import ZOO
 from prism_sweeps.tracking.files import write_atomic
 
 LOW, HIGH = 64, 96
+KEEP_SECONDS = 60.0
 
 
 @dataclass
@@ -43,6 +44,10 @@ class Run:
     @property
     def steps(self) -> int:
         return max(1, self.samples // self.batch)
+
+    @property
+    def recipe(self) -> list[float]:
+        return [self.samples, self.batch, self.learning_rate, self.seed]
 
     @property
     def final_loss(self) -> float:
@@ -72,15 +77,20 @@ def weights_path(name: str, pixels: int) -> Path:
     return ZOO / f"{name}-{pixels}.safetensors"
 
 
-def optimise(run: Run, parameters: Iterable[nn.Parameter], loss_of: Callable[[int], Tensor], title: str) -> None:
-    """AdamW with warm-up and cosine decay over `run.steps`; `loss_of(step)` draws its own batch."""
-    trained = list(parameters)
+def optimise(run: Run, model: nn.Module, loss_of: Callable[[int], Tensor], title: str, folder: Path) -> None:
+    """AdamW with warm-up and cosine decay over `run.steps`; `loss_of(step)` draws its own batch, by the step alone.
+
+    Every minute all is kept in `folder`, and the same run started again goes on from there.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
     rest = [p for p in trained if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(0.9, 0.98), fused=True)
+    kept = folder / f"{title.replace(' ', '-')}.pt"
     warm = max(1, run.steps // 20)
-    for step in range(run.steps):
+    saved = time.monotonic()
+    for step in range(go_on(run, model, optimiser, kept), run.steps):
         progress = max(0, step - warm) / max(1, run.steps - warm)
         rate = min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * progress))) * run.learning_rate
         for group in optimiser.param_groups:
@@ -94,6 +104,34 @@ def optimise(run: Run, parameters: Iterable[nn.Parameter], loss_of: Callable[[in
         if step % 20 == 0 or step == run.steps - 1:
             spent = time.time() - run.started
             print(f"{title} {step + 1}/{run.steps} loss {run.losses[-1]:.4f} {spent:.0f} s", flush=True)
+        if time.monotonic() - saved > KEEP_SECONDS:
+            keep(run, model, optimiser, kept)
+            saved = time.monotonic()
+    kept.unlink(missing_ok=True)
+
+
+def keep(run: Run, model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> None:
+    """Everything the rest of the run depends on, in one file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    spent = {"seconds": time.time() - run.started, "cpu_seconds": time.process_time() - run.cpu_started}
+    states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save({"recipe": run.recipe, "losses": run.losses, **spent, **states}, temporary)
+    temporary.replace(path)
+
+
+def go_on(run: Run, model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> int:
+    """The step to go on with: that of the kept run if it has the same recipe, else 0."""
+    kept = torch.load(path, weights_only=True) if path.exists() else None
+    if kept is None or kept["recipe"] != run.recipe:
+        return 0
+    model.load_state_dict(kept["model"])
+    optimiser.load_state_dict(kept["optimiser"])
+    run.losses = kept["losses"]
+    run.started -= kept["seconds"]
+    run.cpu_started -= kept["cpu_seconds"]
+    print(f"going on with step {len(run.losses) + 1} of {path}; remove it to begin anew", flush=True)
+    return len(run.losses)
 
 
 def numbers(run: Run, size: int) -> Callable[[int], np.ndarray]:

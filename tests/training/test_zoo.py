@@ -1,0 +1,94 @@
+"""The zoo's scripts: runs that go on where they stopped, regions that lie where their pixels are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prism_sweeps.data.nano_world.scenes import SIMPLE, Scene, scene
+from prism_sweeps.models.resize import square
+from prism_sweeps.training.zoo import towers
+from prism_sweeps.training.zoo.contrastive import covered, pooled, sigmoid_loss, softmax_loss
+from prism_sweeps.training.zoo.pictures import regions, squared
+
+
+def run_to(last: int | None, folder: Path, samples: int = 24) -> tuple[dict[str, Tensor], towers.Run]:
+    """A run of four-example steps on made-up data, broken off before step `last`."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    run = towers.Run(samples, batch=4, learning_rate=1e-2)
+
+    def loss_of(step: int) -> Tensor:
+        if step == last:
+            raise InterruptedError
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        return F.cross_entropy(model(x), (x[:, 0] > 0).long())
+
+    towers.optimise(run, model, loss_of, "made up 64", folder)
+    return model.state_dict(), run
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, run = run_to(None, tmp_path)
+    monkeypatch.setattr(towers, "KEEP_SECONDS", 0.0)
+    with pytest.raises(InterruptedError):
+        run_to(4, tmp_path)
+    resumed, later = run_to(None, tmp_path)
+    assert later.losses == run.losses
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not list(tmp_path.iterdir()), "what was kept is not needed any more"
+
+
+def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(towers, "KEEP_SECONDS", 0.0)
+    with pytest.raises(InterruptedError):
+        run_to(4, tmp_path)
+    _, run = run_to(None, tmp_path, samples=32)
+    assert len(run.losses) == run.steps == 8
+
+
+@pytest.mark.parametrize("strategy", ["naive", "letterbox"])
+def test_boxes_lie_where_their_pixels_are(strategy: str) -> None:
+    """The objects of a scene painted as plain rectangles, made square by the code that makes pictures square."""
+    told = next(found for found in map(simple, range(100)) if found.things and found.width > 1.3 * found.height)
+    canvas = Image.new("RGB", (told.width, told.height), "black")
+    box = told.things[0].box
+    ImageDraw.Draw(canvas).rectangle((round(box[0]), round(box[1]), round(box[2]) - 1, round(box[3]) - 1), fill="white")
+    bright = np.asarray(square(canvas, strategy, 96, (0, 0, 0)))[:, :, 0] > 127
+    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 96
+    assert np.abs(found - squared(box, told, strategy)).max() < 1.5 / 96
+
+
+def simple(number: int) -> Scene:
+    return scene("test", number, SIMPLE)
+
+
+def test_regions_name_every_object_and_the_whole() -> None:
+    told = next(found for found in map(simple, range(100)) if len(found.things) == 2)
+    named = regions(told, "naive")
+    assert named[0] == (f"a {told.background} background".replace("a orange", "an orange"), (0.0, 0.0, 1.0, 1.0))
+    assert [thing.category in phrase for thing, (phrase, _) in zip(told.things, named[1:], strict=False)] == [True] * 2
+
+
+def test_pooling_takes_the_patches_inside() -> None:
+    x_BPD = torch.arange(2 * 16, dtype=torch.float32).reshape(2, 16, 1)
+    boxes = [[(0.0, 0.0, 1.0, 1.0)], [(0.0, 0.0, 0.5, 0.5), (0.99, 0.99, 1.0, 1.0)]]
+    assert covered((0.0, 0.0, 0.5, 0.5), 4) == [0, 1, 4, 5]
+    assert pooled(x_BPD, boxes)[:, 0].tolist() == [7.5, 16 + 2.5, 31.0]
+
+
+def test_losses_are_those_of_the_papers_when_no_phrase_repeats() -> None:
+    """Against cross entropy over rows and columns, and against binary cross entropy."""
+    logits, match = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.eye(5)
+    target = torch.arange(5)
+    both = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    assert torch.allclose(softmax_loss(logits, match), both)
+    binary = F.binary_cross_entropy_with_logits(logits, match, reduction="sum") / 5
+    assert torch.allclose(sigmoid_loss(logits, match), binary)
