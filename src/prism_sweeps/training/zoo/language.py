@@ -23,6 +23,7 @@ from transformers import (
 
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.schema import LanguageModel
+from prism_sweeps.data.nano_world import questions, relations
 from prism_sweeps.data.nano_world.balance import Balance
 from prism_sweeps.data.nano_world.captions import caption, describe
 from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
@@ -41,14 +42,26 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DOCUMENTS = 16_000
-DIFFERENT = 8_000
+DOCUMENTS = 9_600
 CHATS = 1_600
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
 LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
 BESIDES = 0.1
 """Weight of a token that is not of an answer: what is asked next cannot be known, what the answer is can."""
+
+READABLE = (
+    questions.exists,
+    questions.count,
+    questions.background_colour,
+    questions.background_pattern,
+    questions.on_tile,
+    questions.tile_colour,
+    questions.which_size,
+    questions.sign_word,
+    relations.kind_on_tile,
+)
+"""Kinds of question that a caption answers. Places are left out of some captions, so they are not asked for."""
 
 Weighted = tuple[list[int], list[float]]
 """Token ids of a document and the weight of each in the loss."""
@@ -67,14 +80,29 @@ def told_scene(number: int) -> tuple[str, list[Turn]]:
     return text, dialogue(told, rng, Balance())
 
 
+def exam(number: int, rng: np.random.Generator) -> tuple[str, list[Turn]]:
+    """A caption and up to eighteen short questions that it answers, two of each kind, in any order."""
+    told = scene("pretrain text", number, ORDINARY if number % 3 == 0 else SIMPLE)
+    balance, asked = Balance(), dict[str, str]()
+    for family in (*READABLE, *READABLE):
+        question = balance.choose(rng, [question for question in family(told) if question.text not in asked])
+        if question is not None:
+            asked[question.text] = question.answer
+    turns = list(asked.items())
+    return caption(told, rng), [turns[index] for index in rng.permutation(len(turns))]
+
+
 def document(number: int) -> tuple[str, list[tuple[int, int]]]:
     """Text of the kind a base model reads, and where in it answers stand (characters).
 
-    A description, then questions with their answers, in several layouts. Reading the answer off the description is what
-    a model of this size learns late, after some thousand steps whatever their size: so documents are short.
+    A description, then questions with their answers, in several layouts. Most are exams: reading answers off the
+    description is learned late, from thousands of questions of each kind, and these hold the most in the fewest tokens.
     """
     rng = generator("pretrain layout", number)
-    text, turns = ("", text_only(rng, number, Balance())) if number % 10 == 9 else told_scene(number)
+    if number % 10 == 9:
+        text, turns = "", text_only(rng, number, Balance())
+    else:
+        text, turns = told_scene(number) if number % 10 < 3 else exam(number, rng)
     ask, answer = pick(rng, LAYOUTS)
     spans = []
     for question, said in turns:
@@ -143,8 +171,8 @@ def train_base(folder: Path, scale: float) -> None:
     place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(place)
-    run = Run(round(scale * DOCUMENTS), batch=8, learning_rate=2e-3, scale=scale)
-    rows = [weighted(number, tokenizer) for number in range(min(DIFFERENT, run.samples))]
+    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=2e-3, scale=scale)
+    rows = [weighted(number, tokenizer) for number in range(run.samples)]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
     _learn(model, rows, run, "nano-base", folder)
