@@ -14,8 +14,8 @@ from prism_sweeps.training.zoo import classification, contrastive, distillation,
 from prism_sweeps.training.zoo.towers import HIGH, LOW, weights_path
 
 TOWERS = {
-    "nano-clip": (contrastive.train, 25_600, 3_840),
-    "nano-siglip": (contrastive.train, 25_600, 3_840),
+    "nano-clip": (contrastive.train, 76_800, 7_680),
+    "nano-siglip": (contrastive.train, 76_800, 7_680),
     "nano-dinov2": (distillation.train, 6_400, 960),
     "nano-in1k": (classification.train, 25_600, 2_560),
 }

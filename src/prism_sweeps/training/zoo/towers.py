@@ -37,6 +37,7 @@ class Run:
     scale: float = 1.0
     """Share of the recipe's samples that this run takes."""
     seed: int = 7
+    commit: str | None = field(default_factory=lambda: _commit())
     losses: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     cpu_started: float = field(default_factory=time.process_time)
@@ -54,6 +55,13 @@ class Run:
         """Mean over the last 20 steps."""
         tail = self.losses[-20:]
         return sum(tail) / len(tail)
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, `-dirty` after it if the code has changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ZOO.parent, check=False)
+    return told.stdout.strip() or None
 
 
 def new_tower(name: str, pixels: int, **options: Any) -> nn.Module:
@@ -157,12 +165,11 @@ def save(model: nn.Module, name: str, pixels: int, run: Run, note: str) -> None:
 
 def write_card(path: Path, what: str, run: Run, note: str) -> None:
     """The JSON beside weights: command, commit, seconds, final loss."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ZOO.parent, check=False)
     card = {
         "command": f"python -m prism_sweeps.training.zoo {what}"
         + (f" --scale {run.scale:g}" if run.scale != 1 else ""),
         "note": note,
-        "commit": commit.stdout.strip() or None,
+        "commit": run.commit,
         "samples": run.samples,
         "batch": run.batch,
         "learning_rate": run.learning_rate,
