@@ -1,8 +1,8 @@
 """nano-clip and nano-siglip: parts of pictures and the phrases that describe them belong together, all others do not.
 
 A picture of several things gives a pair for each of them, as in RegionCLIP (Zhong et al. 2022), and one for the whole:
-whole pictures with whole captions, as the papers have them, need hundreds of times the pictures before single patches
-tell one thing from another. The losses are those of CLIP and SigLIP, the same phrase twice in a batch counting as one.
+trained on whole pictures with whole captions, as the papers have them, on as many pictures as these, single patches
+told a linear probe no more than raw pixels do. The losses are those of CLIP and SigLIP, the same phrase twice in a batch counting as one.
 
 Shapes: B pictures, R regions, U different phrases, T tokens of a phrase, P patches, D width.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from prism_sweeps.data.nano_world.scenes import Box
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo.language import load_zoo_tokenizer
-from prism_sweeps.training.zoo.pictures import pictures
+from prism_sweeps.training.zoo.pictures import covered, pictures
 from prism_sweeps.training.zoo.towers import LOW, Run, new_tower, numbers, optimise, save, start_from
 
 PHRASE_TOKENS = 16
@@ -72,14 +72,6 @@ def pooled(x_BPD: Tensor, boxes: Sequence[Sequence[Box]]) -> Tensor:
     region = torch.tensor([index for index, few in enumerate(members) for _ in few])
     sums_RD = x_BPD.new_zeros(len(members), x_BPD.shape[2]).index_add(0, region, x_BPD.flatten(0, 1)[flat])
     return sums_RD / torch.tensor([[len(few)] for few in members])
-
-
-def covered(box: Box, side: int) -> list[int]:
-    """Patches whose middle lies in the box, and the one in which the box has its own."""
-    x1, y1, x2, y2 = (side * edge for edge in box)
-    columns = [x for x in range(side) if x1 <= x + 0.5 <= x2] or [min(side - 1, int((x1 + x2) / 2))]
-    rows = [y for y in range(side) if y1 <= y + 0.5 <= y2] or [min(side - 1, int((y1 + y2) / 2))]
-    return [y * side + x for y in rows for x in columns]
 
 
 def softmax_loss(logits_RU: Tensor, match_RU: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pic
 from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.weights import ZOO
+from prism_sweeps.training.zoo.maps import map_exam
 from prism_sweeps.training.zoo.towers import Run, numbers, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -95,14 +96,16 @@ def exam(number: int, rng: np.random.Generator) -> tuple[str, list[Turn]]:
 def document(number: int) -> tuple[str, list[tuple[int, int]]]:
     """Text of the kind a base model reads, and where in it answers stand (characters).
 
-    A description, then questions with their answers, in several layouts. Most are exams: reading answers off the
-    description is learned late, from thousands of questions of each kind, and these hold the most in the fewest tokens.
+    A map or a description, then questions with their answers, in several layouts. Most are exams: looking an answer up
+    in what was just read is learned late, from thousands of questions, and exams hold the most in the fewest tokens.
     """
     rng = generator("pretrain layout", number)
-    if number % 10 == 9:
-        text, turns = "", text_only(rng, number, Balance())
+    if number % 10 < 6:
+        text, turns = map_exam(number)
+    elif number % 10 < 8:
+        text, turns = exam(number, rng)
     else:
-        text, turns = told_scene(number) if number % 10 < 3 else exam(number, rng)
+        text, turns = told_scene(number) if number % 10 == 8 else ("", text_only(rng, number, Balance()))
     ask, answer = pick(rng, LAYOUTS)
     spans = []
     for question, said in turns:
@@ -116,8 +119,8 @@ def document(number: int) -> tuple[str, list[tuple[int, int]]]:
 
 
 def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
-    """Long lists of options and boxes take many tokens and teach little reading: most are left out."""
-    return (question.count("\n") > 8 or said.startswith("[")) and rng.random() < 0.85
+    """Long lists of options take many tokens and teach little reading: most are left out."""
+    return question.count("\n") > 8 and rng.random() < 0.85
 
 
 def weighted(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:

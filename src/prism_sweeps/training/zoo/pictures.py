@@ -26,7 +26,7 @@ SINGLE = SceneStyle(things=(1, 1), sizes=(0.3, 1.0, 1.0), tiles=0.3, signs=0.0, 
 CHUNK = 500
 SIZES = (64, 96)
 
-Region = tuple[str, tuple[float, float, float, float]]
+Region = tuple[str, Box]
 """What is seen in a part of a picture, and where: x1 y1 x2 y2 as fractions of the square picture."""
 
 
@@ -73,6 +73,14 @@ def squared(box: Box, drawn: Scene, strategy: str) -> Box:
     side = max(drawn.width, drawn.height)
     left, top = (side - drawn.width) / 2, (side - drawn.height) / 2
     return (x1 + left) / side, (y1 + top) / side, (x2 + left) / side, (y2 + top) / side
+
+
+def covered(box: Box, side: int) -> list[int]:
+    """Patches whose middle lies in the box, and the one in which the box has its own."""
+    x1, y1, x2, y2 = (side * edge for edge in box)
+    columns = [x for x in range(side) if x1 <= x + 0.5 <= x2] or [min(side - 1, int((x1 + x2) / 2))]
+    rows = [y for y in range(side) if y1 <= y + 0.5 <= y2] or [min(side - 1, int((y1 + y2) / 2))]
+    return [y * side + x for y in rows for x in columns]
 
 
 def way_to_square(number: int) -> str:
