@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from prism_sweeps.config.errors import StoreError
-from prism_sweeps.reporting.comparisons import compare_axes, compare_variants, grids_of, look, look_at_groups
+from prism_sweeps.reporting.comparisons import (
+    compare_axes,
+    compare_variants,
+    grids_of,
+    look,
+    look_at_groups,
+    look_together,
+)
 from prism_sweeps.reporting.frame import read_study
 from prism_sweeps.tracking.records import Store
 
@@ -86,6 +93,19 @@ def test_what_is_answerable_blind_is_not_called_seeing(made_up: Store) -> None:
     assert groups["type = yes/no"].blind_share > 0.8
     assert groups["type = open"].verdict == "sees"
     assert groups["type = open"].examples == 60
+
+
+def test_looking_together_averages_the_variants_example_by_example(made_up: Store) -> None:
+    frames = read_study(made_up, STUDY)
+    grids = grids_of(frames)
+    together = {(one.benchmark, one.condition): one for one in look_together(frames, grids)}
+    alone = [{(one.benchmark, one.condition): one for one in look(frames, grids, name)} for name in frames.variants]
+    for key, one in together.items():
+        each = [table[key] for table in alone if key in table]
+        assert one.variant == f"{len(each)} variants"
+        assert one.gain.value == pytest.approx(np.mean([sight.gain.value for sight in each]))
+        assert one.with_image == pytest.approx(np.mean([sight.with_image for sight in each]))
+    assert together.keys() == set().union(*alone)
 
 
 def test_scores_that_weigh_splits_equally_are_recognised(made_up: Store, store_of: Any, world: Any) -> None:

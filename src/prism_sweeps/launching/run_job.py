@@ -68,9 +68,9 @@ def work_of(job: Job) -> Callable[..., dict[str, Any]]:
 
 @contextlib.contextmanager
 def imports_set_aside() -> Iterator[None]:
-    """The garbage collector overlooks what is there already: torch and transformers alone are a million objects.
+    """The garbage collector overlooks what is there already: 430,000 objects once torch and transformers are imported.
 
-    Without it every full collection during a job walks all of them, see `benchmarks/`.
+    Without it every full collection during a job walks all of them; `benchmarks/process_settings.py` measures it.
     """
     gc.freeze()
     try:

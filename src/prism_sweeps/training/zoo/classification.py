@@ -18,7 +18,7 @@ SIZE = 4_000
 def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
     """Cross entropy with label smoothing 0.1 over the categories."""
     run = Run(round(scale * samples), batch=64, learning_rate=2e-3 if pixels == LOW else 7e-4, scale=scale)
-    data = pictures(folder, "single", pixels, min(SIZE, max(run.samples, 2 * run.batch)), workers)
+    data = pictures(folder, "single", pixels, SIZE, workers)
     labels = torch.tensor(data.labels)
     vision = new_tower(name, pixels)
     if pixels != LOW:

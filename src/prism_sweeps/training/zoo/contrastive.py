@@ -1,8 +1,8 @@
 """nano-clip and nano-siglip: parts of pictures and the phrases that describe them belong together, all others do not.
 
-A picture of several things gives a pair for each of them, as in RegionCLIP (Zhong et al. 2022), and one for the whole:
-trained on whole pictures with whole captions, as the papers have them, on as many pictures as these, single patches
-told a linear probe no more than raw pixels do. The losses are those of CLIP and SigLIP, the same phrase twice in a batch counting as one.
+A picture of several things gives a pair for each of them, as in RegionCLIP (Zhong et al. 2022), and one for the whole.
+Trained on as many pictures with captions of the whole, as the papers have it, single patches tell a linear probe no
+more than raw pixels do. The losses are those of CLIP and SigLIP, the same phrase twice in a batch counting as one.
 
 Shapes: B pictures, R regions, U different phrases, T tokens of a phrase, P patches, D width.
 """
