@@ -32,7 +32,7 @@ from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo.maps import map_exam
-from prism_sweeps.training.zoo.towers import Run, numbers, optimise, write_card
+from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
 # A word keeps the blank before it; digits stand alone, so that 0.37 is "0." "3" "7" and near numbers share tokens.
@@ -44,6 +44,8 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 DOCUMENTS = 9_600
+FIRST_LESSON = 3_200
+"""Documents with small maps, read before all others: looking up is learned far sooner among 16 words than among 64."""
 CHATS = 1_600
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
@@ -100,14 +102,17 @@ def document(number: int) -> tuple[str, list[tuple[int, int]]]:
     in what was just read is learned late, from thousands of questions, and exams hold the most in the fewest tokens.
     """
     rng = generator("pretrain layout", number)
-    if number % 10 < 6:
-        text, turns = map_exam(number)
+    spans, said = [], ""
+    if number < FIRST_LESSON or number % 10 < 6:
+        text, said, turns = map_exam(number, small=number < FIRST_LESSON)
     elif number % 10 < 8:
         text, turns = exam(number, rng)
     else:
         text, turns = told_scene(number) if number % 10 == 8 else ("", text_only(rng, number, Balance()))
+    if said:
+        spans.append((len(text) + 1, len(text) + len(said) + 2))
+        text += f"\n{said}"
     ask, answer = pick(rng, LAYOUTS)
-    spans = []
     for question, said in turns:
         if skipped(question, said, rng):
             continue
@@ -146,7 +151,7 @@ def chat(number: int) -> list[tuple[str, str]]:
 
 
 def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over 1,500 documents."""
+    """Byte-level BPE over every seventh document: of all kinds alike."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -158,7 +163,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document(number)[0] for number in range(1_500)), trainer)
+    tokenizer.train_from_iterator((document(number)[0] for number in range(0, DOCUMENTS, 7)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -178,7 +183,8 @@ def train_base(folder: Path, scale: float) -> None:
     rows = [weighted(number, tokenizer) for number in range(run.samples)]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    _learn(model, rows, run, "nano-base", folder)
+    first = min(FIRST_LESSON, run.samples // 3)
+    _learn(model, [rows[:first], rows[first:]], run, "nano-base", folder)
     _save(model, place, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
 
 
@@ -194,12 +200,16 @@ def train_instruct(folder: Path, scale: float) -> None:
     encoded = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
     rows = [(one.ids, list(map(float, one.supervised))) for one in encoded]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
-    _learn(model, rows, run, "nano-instruct", folder)
+    _learn(model, [rows], run, "nano-instruct", folder)
     _save(model, place, run, "nano-base, tuned on chats")
 
 
 def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
-    """A Llama of the stated shape, freshly initialised."""
+    """A Llama of the stated shape, freshly initialised.
+
+    Keys start as queries and outputs as the transpose of values, so that a token first looks at its likes and passes on
+    what it finds ("mimetic" initialisation, Trockman and Kolter 2023): small models then learn to look up much sooner.
+    """
     config = LlamaConfig(
         hidden_size=llm.width,
         num_hidden_layers=llm.depth,
@@ -214,17 +224,25 @@ def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
         eos_token_id=1,
         pad_token_id=2,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+    return model
 
 
-def _learn(model: PreTrainedModel, rows: list[Weighted], run: Run, title: str, folder: Path) -> None:
-    # Neighbours in length share a batch; which batch comes when is drawn anew each pass.
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    batches = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
-    order = numbers(Run(len(batches), 1, 0.0, run.seed), len(batches))
+def _learn(model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, title: str, folder: Path) -> None:
+    """One lesson after the other, each in a random order of batches, whose rows are neighbours in length."""
+    batches: list[list[Weighted]] = []
+    for rows in lessons:
+        rows = sorted(rows, key=lambda row: len(row[0]))
+        parts = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
+        batches += [parts[index] for index in np.random.default_rng(run.seed).permutation(len(parts))]
 
     def loss_of(step: int) -> Tensor:
-        ids_BT, weights_BT = _padded(batches[int(order(step)[0])])
+        ids_BT, weights_BT = _padded(batches[step])
         hidden = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
         wanted = weights_BT[:, 1:] > 0
         losses = F.cross_entropy(model.lm_head(hidden[wanted]), ids_BT[:, 1:][wanted], reduction="none")

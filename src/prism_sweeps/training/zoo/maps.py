@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from prism_sweeps.data.nano_world.balance import Balance, Question
+from prism_sweeps.data.nano_world.balance import Balance
+from prism_sweeps.data.nano_world.captions import caption
 from prism_sweeps.data.nano_world.dialogues import Turn
 from prism_sweeps.data.nano_world.expressions import among_clutter, by_attributes, in_sentences, with_places
 from prism_sweeps.data.nano_world.questions import (
@@ -50,37 +51,58 @@ from prism_sweeps.data.nano_world.scenes import (
 )
 from prism_sweeps.training.zoo.pictures import covered, squared
 
-SIDES, SIDE_WEIGHTS = (8, 12), (5.0, 1.0)
+SIDES, SIDE_WEIGHTS = (8, 12), (6.0, 1.0)
 """Patches along a side at 64 and at 96 pixels, and how often maps have them: long ones cost more."""
+SMALL = 4
+"""Words along a side in the maps of the first lesson."""
 OUTSIDE = "-"
 QUESTIONS = 14
-ASKED = (
-    *(exists, exists, count, count, on_tile, on_tile, what_at, what_at, where, where, tile_colour, which_size),
-    *(beside, sign_word, background_colour, background_pattern, count_group, sign_exists, tile_beside, tile_of_group),
-    *(kind_on_tile, both_or_either, related, same_tile, larger, statements),
+CAPTIONED = 0.5
+"""Share of maps that a caption follows."""
+ABSENT = (exists, exists, exists, count, count, both_or_either, count_group)
+"""Families that also ask about what is not there: they come first, before other questions name things."""
+PRESENT = (
+    *(on_tile, on_tile, what_at, what_at, where, where, tile_colour, which_size, beside, sign_word, background_colour),
+    *(
+        background_pattern,
+        sign_exists,
+        tile_beside,
+        tile_of_group,
+        kind_on_tile,
+        related,
+        same_tile,
+        larger,
+        statements,
+    ),
 )
 BOXES = (with_places, by_attributes, in_sentences, among_clutter)
 
 
-def map_exam(number: int) -> tuple[str, list[Turn]]:
-    """The map of a scene, and up to fourteen questions about the scene, two of them for boxes."""
+def map_exam(number: int, small: bool) -> tuple[str, str, list[Turn]]:
+    """The map of a scene, half the time with its caption, and up to fourteen questions about the scene.
+
+    Small maps are of scenes with few things. A caption after a map asks for everything on it in few words.
+    """
     rng = generator("pretrain maps", number)
-    drawn = scene("pretrain maps", number, (SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED)[number % 5])
-    side = pick_weighted(rng, SIDES, SIDE_WEIGHTS)
+    styles = (SIMPLE, SIMPLE, SIMPLE, ORDINARY) if small else (SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED)
+    drawn = scene("pretrain maps", number, styles[number % len(styles)])
+    side = SMALL if small else pick_weighted(rng, SIDES, SIDE_WEIGHTS)
     text = "".join(f" {word}" for word in words(drawn, side, pick(rng, ("naive", "letterbox")), rng))
-    return text, _questions(drawn, rng)
+    said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
+    return text, said, _questions(drawn, rng)
 
 
 def _questions(drawn: Scene, rng: np.random.Generator) -> list[Turn]:
-    balance, asked = Balance(), dict[str, Question]()
-    families = [ASKED[index] for index in rng.permutation(len(ASKED))]
-    for family in (pick(rng, BOXES), pick(rng, BOXES), *families):
-        found = [question for question in family(drawn) if question.text not in asked]
-        question = balance.choose(rng, found)
-        if question is not None and len(asked) < QUESTIONS:
-            asked[question.text] = question
-    turns = [(question.text, question.answer) for question in asked.values()]
-    return [turns[index] for index in rng.permutation(len(turns))]
+    balance, heard, asked = Balance(), set[str](), dict[str, str]()
+    boxes = (pick(rng, BOXES), pick(rng, BOXES))
+    later = [*boxes, *(PRESENT[index] for index in rng.permutation(len(PRESENT))[: QUESTIONS - len(ABSENT) - 2])]
+    first = [ABSENT[index] for index in rng.permutation(len(ABSENT))]
+    for family in (*first, *(later[index] for index in rng.permutation(len(later)))):
+        question = balance.choose(rng, [question for question in family(drawn) if question.text not in asked], heard)
+        if question is not None:
+            asked[question.text] = question.answer
+            heard.update(question.mentions)
+    return list(asked.items())
 
 
 def words(drawn: Scene, side: int, strategy: str, rng: np.random.Generator) -> list[str]:
