@@ -58,10 +58,14 @@ class Run:
 
 
 def _commit() -> str | None:
-    """The commit of the code that runs, `-dirty` after it if the code has changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=ZOO.parent, check=False)
-    return told.stdout.strip() or None
+    """The commit of the code that runs, `-dirty` after it if sources or configs have changed since."""
+
+    def git(*command: str) -> str:
+        found = subprocess.run(["git", *command], capture_output=True, text=True, cwd=ZOO.parent, check=False)
+        return found.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ":/*.py", ":/*.yaml")
+    return git("rev-parse", "HEAD") + ("-dirty" if changed else "") or None
 
 
 def new_tower(name: str, pixels: int, **options: Any) -> nn.Module:
