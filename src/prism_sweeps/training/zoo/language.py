@@ -29,9 +29,9 @@ from prism_sweeps.data.nano_world.captions import caption, describe
 from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
 from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, scene
 from prism_sweeps.data.nano_world.text_only import text_only
-from prism_sweeps.models.prompts import prompt_format
+from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import map_exam
+from prism_sweeps.training.zoo.maps import map_exam, map_of
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -46,7 +46,7 @@ CHAT = (
 DOCUMENTS = 9_600
 FIRST_LESSON = 3_200
 """Documents with small maps, read before all others: looking up is learned far sooner among 16 words than among 64."""
-CHATS = 1_600
+CONVERSATIONS = 2_400
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
 LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
@@ -139,15 +139,24 @@ def weighted(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
     return ids, [0.0, *weights, BESIDES]
 
 
-def chat(number: int) -> list[tuple[str, str]]:
-    """Turns of a chat, the scene told in words in the first."""
-    rng = generator("chat", number)
-    if number % 3 == 0:
-        turns = text_only(rng, number + DOCUMENTS, Balance())
+def conversation(number: int) -> tuple[str, list[tuple[str, str]]]:
+    """A map and the turns of a dialogue about its scene, in the prompts of the benchmarks; every fourth without map."""
+    rng = generator("pretrain conversations", number)
+    if number % 4 == 3:
+        shown, turns = "", text_only(rng, number + DOCUMENTS, Balance())
     else:
-        text, turns = told_scene(number + 2 * DOCUMENTS)
-        turns = [(f"Here is a picture in words: {text}\n{turns[0][0]}", turns[0][1]), *turns[1:]] if turns else turns
-    return [(role, said) for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)]
+        drawn, shown = map_of(number + DOCUMENTS, rng, small=False)
+        turns = dialogue(drawn, rng, Balance())
+    return shown, [(role, said) for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)]
+
+
+def conversed(number: int, tokenizer: PreTrainedTokenizerFast, writing: PromptFormat, beside: float) -> Weighted:
+    """A conversation as a VLM writes it, the map where the image stands; tokens that are not answers weigh `beside`."""
+    shown, turns = conversation(number)
+    encoded = writing.encode(turns)
+    words = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    answers = [1.0 if supervised else beside for supervised in encoded.supervised]
+    return [*encoded.ids[:1], *words, *encoded.ids[1:]], [0.0, *[beside] * len(words), *answers[1:]]
 
 
 def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
@@ -174,7 +183,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
-    """Next-token prediction on documents."""
+    """Next-token prediction: documents, then conversations about maps written as the model's prompts are."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
@@ -185,23 +194,28 @@ def train_base(folder: Path, scale: float) -> None:
     model = new_llama(llm)
     first = min(FIRST_LESSON, run.samples // 3)
     _learn(model, [rows[:first], rows[first:]], run, "nano-base", folder)
-    _save(model, place, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
+    note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
+    _save(model, place, run, note)
+    _converse("nano-base", "nano-base", scale, BESIDES, f"{note}: {run.samples} documents, then conversations", folder)
 
 
 def train_instruct(folder: Path, scale: float) -> None:
-    """nano-base, tuned on chats in its chat template; loss on the assistant's words."""
-    llm = design_space().part("llm", "nano-instruct", {})
-    place = ZOO / "nano-instruct"
+    """nano-base, tuned on conversations in its chat template; loss on the assistant's words."""
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(place)
-    run = Run(round(scale * CHATS), batch=16, learning_rate=7e-4, scale=scale)
-    writing = prompt_format(llm, tokenizer)
-    encoded = [writing.encode(turns) for turns in map(chat, range(run.samples)) if turns]
-    rows = [(one.ids, list(map(float, one.supervised))) for one in encoded]
-    model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
-    _learn(model, [rows], run, "nano-instruct", folder)
-    _save(model, place, run, "nano-base, tuned on chats")
+    tokenizer.save_pretrained(ZOO / "nano-instruct")
+    _converse("nano-base", "nano-instruct", scale, 0.0, "nano-base, tuned on conversations", folder)
+
+
+def _converse(start: str, name: str, scale: float, beside: float, note: str, folder: Path) -> None:
+    """Goes on from the weights of `start` with conversations in the prompt format of `name`."""
+    run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1e-3, scale=scale)
+    tokenizer = load_zoo_tokenizer(ZOO / name)
+    writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
+    rows = [conversed(number, tokenizer, writing, beside) for number in range(run.samples)]
+    model = AutoModelForCausalLM.from_pretrained(ZOO / start, dtype=torch.float32)
+    _learn(model, [rows], run, f"{name} conversations", folder)
+    _save(model, ZOO / name, run, note)
 
 
 def new_llama(llm: LanguageModel) -> LlamaForCausalLM:

@@ -84,12 +84,17 @@ def map_exam(number: int, small: bool) -> tuple[str, str, list[Turn]]:
     Small maps are of scenes with few things. A caption after a map asks for everything on it in few words.
     """
     rng = generator("pretrain maps", number)
+    drawn, text = map_of(number, rng, small)
+    said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
+    return text, said, _questions(drawn, rng)
+
+
+def map_of(number: int, rng: np.random.Generator, small: bool) -> tuple[Scene, str]:
+    """Scene `number` and its map, each word after a blank."""
     styles = (SIMPLE, SIMPLE, SIMPLE, ORDINARY) if small else (SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED)
     drawn = scene("pretrain maps", number, styles[number % len(styles)])
     side = SMALL if small else pick_weighted(rng, SIDES, SIDE_WEIGHTS)
-    text = "".join(f" {word}" for word in words(drawn, side, pick(rng, ("naive", "letterbox")), rng))
-    said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
-    return text, said, _questions(drawn, rng)
+    return drawn, "".join(f" {word}" for word in words(drawn, side, pick(rng, ("naive", "letterbox")), rng))
 
 
 def _questions(drawn: Scene, rng: np.random.Generator) -> list[Turn]:
