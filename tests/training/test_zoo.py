@@ -11,11 +11,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prism_sweeps.config.compose import design_space
 from prism_sweeps.data.nano_world.scenes import SIMPLE, Scene, scene
+from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.resize import square
-from prism_sweeps.training.zoo import towers
-from prism_sweeps.training.zoo.contrastive import covered, pooled, sigmoid_loss, softmax_loss
-from prism_sweeps.training.zoo.pictures import regions, squared
+from prism_sweeps.models.weights import ZOO
+from prism_sweeps.training.zoo import language, towers
+from prism_sweeps.training.zoo.contrastive import pooled, sigmoid_loss, softmax_loss
+from prism_sweeps.training.zoo.maps import words
+from prism_sweeps.training.zoo.pictures import covered, regions, squared
 
 
 def run_to(last: int | None, folder: Path, samples: int = 24) -> tuple[dict[str, Tensor], towers.Run]:
@@ -92,3 +96,39 @@ def test_losses_are_those_of_the_papers_when_no_phrase_repeats() -> None:
     assert torch.allclose(softmax_loss(logits, match), both)
     binary = F.binary_cross_entropy_with_logits(logits, match, reduction="sum") / 5
     assert torch.allclose(sigmoid_loss(logits, match), binary)
+
+
+def test_a_map_says_what_stands_where() -> None:
+    rng = np.random.default_rng(1)
+    for number in range(30):
+        drawn = scene("test maps", number, SIMPLE)
+        for side in (8, 12):
+            said = words(drawn, side, "letterbox", rng)
+            assert len(said) == side * side
+            known = {drawn.background, drawn.texture, "-"}
+            for thing in drawn.things:
+                known |= {thing.category, thing.size, thing.tile or thing.size}
+                inside = {said[cell] for cell in covered(squared(thing.box, drawn, "letterbox"), side)}
+                assert thing.category in inside or len(inside) < 3
+            if drawn.sign is not None:
+                known |= {drawn.sign.word, "sign"}
+            assert set(said) <= known
+            short = 1 - min(drawn.width, drawn.height) / max(drawn.width, drawn.height)
+            assert said.count("-") / len(said) == pytest.approx(short, abs=2 / side)
+
+
+@pytest.mark.parametrize("name", ["nano-base", "nano-instruct"])
+def test_the_map_of_a_conversation_stands_where_the_image_will(name: str) -> None:
+    tokenizer = language.load_zoo_tokenizer(ZOO / name)
+    writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
+    for number in range(8):
+        shown, turns = language.conversation(number)
+        ids, weights = language.conversed(number, tokenizer, writing, 0.0)
+        patches = len(shown.split())
+        assert patches in ((64, 144) if number % 4 != 3 else (0,))
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.decode(ids[1 : 1 + patches]) == shown
+        encoded = writing.encode(turns)
+        assert ids[1 + patches :] == encoded.ids[1:]
+        assert [weight > 0 for weight in weights[1 + patches :]] == encoded.supervised[1:]
+        assert not any(weights[: 1 + patches])
