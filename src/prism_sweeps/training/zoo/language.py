@@ -46,7 +46,8 @@ CHAT = (
 DOCUMENTS = 9_600
 FIRST_LESSON = 3_200
 """Documents with small maps, read before all others: looking up is learned far sooner among 16 words than among 64."""
-CONVERSATIONS = 2_400
+CONVERSATIONS, CHATS = 9_600, 2_400
+"""Conversations that end the training of nano-base, and those that nano-instruct is tuned on after it."""
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
 LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
@@ -196,7 +197,9 @@ def train_base(folder: Path, scale: float) -> None:
     _learn(model, [rows[:first], rows[first:]], run, "nano-base", folder)
     note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
     _save(model, place, run, note)
-    _converse("nano-base", "nano-base", scale, BESIDES, f"{note}: {run.samples} documents, then conversations", folder)
+    note = f"{note}: {run.samples} documents, then conversations"
+    run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1.5e-3, scale=scale)
+    _converse("nano-base", "nano-base", run, BESIDES, note, folder)
 
 
 def train_instruct(folder: Path, scale: float) -> None:
@@ -204,12 +207,12 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer = load_zoo_tokenizer(ZOO / "nano-base")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(ZOO / "nano-instruct")
-    _converse("nano-base", "nano-instruct", scale, 0.0, "nano-base, tuned on conversations", folder)
+    run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
+    _converse("nano-base", "nano-instruct", run, 0.0, "nano-base, tuned on conversations", folder)
 
 
-def _converse(start: str, name: str, scale: float, beside: float, note: str, folder: Path) -> None:
+def _converse(start: str, name: str, run: Run, beside: float, note: str, folder: Path) -> None:
     """Goes on from the weights of `start` with conversations in the prompt format of `name`."""
-    run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1e-3, scale=scale)
     tokenizer = load_zoo_tokenizer(ZOO / name)
     writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
     rows = [conversed(number, tokenizer, writing, beside) for number in range(run.samples)]
