@@ -27,6 +27,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Builds every weight file of the nano zoo (an hour or more of CPU on two cores).
+# Builds every weight file of the nano zoo (two hours of one core or more; each weight file's JSON says its own).
 zoo: setup
 	$(BIN)/python -m prism_sweeps.training.zoo all

@@ -5,6 +5,7 @@ Shapes: B documents, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,8 @@ def train_base(folder: Path, scale: float) -> None:
     _learn(model, [rows[:first], rows[first:]], run, "nano-base", folder)
     note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
     _save(model, place, run, note)
-    note = f"{note}: {run.samples} documents, then conversations"
+    spent = time.process_time() - run.cpu_started
+    note = f"{note}: {run.samples} documents in {spent:.0f} CPU seconds, then conversations"
     run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1.5e-3, scale=scale)
     _converse("nano-base", "nano-base", run, BESIDES, note, folder)
 
