@@ -17,7 +17,7 @@ TOWERS = {
     "nano-clip": (contrastive.train, 76_800, 7_680),
     "nano-siglip": (contrastive.train, 76_800, 7_680),
     "nano-dinov2": (distillation.train, 6_400, 960),
-    "nano-in1k": (classification.train, 25_600, 2_560),
+    "nano-in1k": (classification.train, 51_200, 2_560),
 }
 """Name -> script, samples at the low resolution, samples at the high one."""
 LANGUAGE = {"nano-base": language.train_base, "nano-instruct": language.train_instruct}

@@ -12,7 +12,7 @@ from prism_sweeps.data.nano_world.words import CATEGORIES
 from prism_sweeps.training.zoo.pictures import pictures
 from prism_sweeps.training.zoo.towers import LOW, Run, new_tower, numbers, optimise, save, start_from
 
-SIZE = 4_000
+SIZE = 8_000
 
 
 def train(name: str, pixels: int, folder: Path, samples: int, workers: int, scale: float) -> None:
