@@ -1,17 +1,20 @@
 """nano-base and nano-instruct: a small Llama that has read about the nano world, and the same one tuned to chat.
 
-Shapes: B documents, T tokens, V vocabulary.
+Shapes: B documents, T tokens, P words of a map, D width.
 """
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +35,7 @@ from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pic
 from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import map_exam, map_of
+from prism_sweeps.training.zoo.maps import EASY, FULL, map_exam, map_of, place_codes
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -68,27 +71,32 @@ READABLE = (
 )
 """Kinds of question that a caption answers. Places are left out of some captions, so they are not asked for."""
 
-Weighted = tuple[list[int], list[float]]
-"""Token ids of a document and the weight of each in the loss."""
+
+class Weighted(NamedTuple):
+    """Token ids of a document, the weight of each in the loss, and how many of them, after BOS, are a map."""
+
+    ids: list[int]
+    weights: list[float]
+    mapped: int
 
 
 def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def told_scene(number: int) -> tuple[str, list[Turn]]:
+def told_scene(number: int, balance: Balance) -> tuple[str, list[Turn]]:
     """A scene in words (a caption or a dense description) and a dialogue about it."""
     rng = generator("pretrain text", number)
     told = scene("pretrain text", number, ORDINARY if number % 4 == 1 else SIMPLE)
     # Boxes are long: few scenes, and only simple ones, are told with them.
     text = describe(told, rng) if number % 8 == 0 else caption(told, rng)
-    return text, dialogue(told, rng, Balance())
+    return text, dialogue(told, rng, balance)
 
 
-def exam(number: int, rng: np.random.Generator) -> tuple[str, list[Turn]]:
+def exam(number: int, rng: np.random.Generator, balance: Balance) -> tuple[str, list[Turn]]:
     """A caption and up to eighteen short questions that it answers, two of each kind, in any order."""
     told = scene("pretrain text", number, ORDINARY if number % 3 == 0 else SIMPLE)
-    balance, asked = Balance(), dict[str, str]()
+    asked = dict[str, str]()
     for family in (*READABLE, *READABLE):
         question = balance.choose(rng, [question for question in family(told) if question.text not in asked])
         if question is not None:
@@ -97,20 +105,27 @@ def exam(number: int, rng: np.random.Generator) -> tuple[str, list[Turn]]:
     return caption(told, rng), [turns[index] for index in rng.permutation(len(turns))]
 
 
-def document(number: int) -> tuple[str, list[tuple[int, int]]]:
-    """Text of the kind a base model reads, and where in it answers stand (characters).
+def documents(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[int, int]], int]]:
+    """The documents of these numbers, answers balanced over all of them: where No is the rule, looking does not pay."""
+    balance = Balance()
+    return (document(number, balance) for number in numbers)
+
+
+def document(number: int, balance: Balance) -> tuple[str, list[tuple[int, int]], int]:
+    """Text of the kind a base model reads, where in it answers stand (characters), and how many words its map has.
 
     A map or a description, then questions with their answers, in several layouts. Most are exams: looking an answer up
     in what was just read is learned late, from thousands of questions, and exams hold the most in the fewest tokens.
     """
     rng = generator("pretrain layout", number)
-    spans, said = [], ""
+    spans, said, mapped = [], "", 0
     if number < FIRST_LESSON or number % 10 < 6:
-        text, said, turns = map_exam(number, small=number < FIRST_LESSON)
+        text, said, turns = map_exam(number, EASY if number < FIRST_LESSON else FULL, balance)
+        mapped = len(text.split())
     elif number % 10 < 8:
-        text, turns = exam(number, rng)
+        text, turns = exam(number, rng, balance)
     else:
-        text, turns = told_scene(number) if number % 10 == 8 else ("", text_only(rng, number, Balance()))
+        text, turns = told_scene(number, balance) if number % 10 == 8 else ("", text_only(rng, number, balance))
     if said:
         spans.append((len(text) + 1, len(text) + len(said) + 2))
         text += f"\n{said}"
@@ -122,7 +137,7 @@ def document(number: int) -> tuple[str, list[tuple[int, int]]]:
         text += f"{chr(10) if text else ''}{ask} {plain}\n{answer}"
         spans.append((len(text), len(text) + len(said) + 2))
         text += f" {said}"
-    return text, spans
+    return text, spans, mapped
 
 
 def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
@@ -130,35 +145,42 @@ def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
     return question.count("\n") > 8 and rng.random() < 0.85
 
 
-def weighted(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
-    """A document with BOS and EOS; answers, with the line break that ends them, count in full."""
-    text, spans = document(number)
+def weighted(text: str, spans: list[tuple[int, int]], mapped: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
+    """A document with BOS and EOS; answers, with the line break that ends them, count in full, and maps not at all."""
     found = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=LONGEST)
     weights = [
         1.0 if any(first <= start < last for first, last in spans) else BESIDES for start, _ in found["offset_mapping"]
     ]
     ids = [tokenizer.bos_token_id, *found["input_ids"], tokenizer.eos_token_id]
-    return ids, [0.0, *weights, BESIDES]
+    return Weighted(ids, [0.0] * (1 + mapped) + [*weights[mapped:], BESIDES], mapped)
 
 
-def conversation(number: int) -> tuple[str, list[tuple[str, str]]]:
+def conversations(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The conversations of these numbers, answers balanced over all of them."""
+    balance = Balance()
+    return (conversation(number, balance) for number in numbers)
+
+
+def conversation(number: int, balance: Balance) -> tuple[str, list[tuple[str, str]]]:
     """A map and the turns of a dialogue about its scene, in the prompts of the benchmarks; every fourth without map."""
     rng = generator("pretrain conversations", number)
     if number % 4 == 3:
-        shown, turns = "", text_only(rng, number + DOCUMENTS, Balance())
+        shown, turns = "", text_only(rng, number + DOCUMENTS, balance)
     else:
-        drawn, shown = map_of(number + DOCUMENTS, rng, small=False)
-        turns = dialogue(drawn, rng, Balance())
+        drawn, shown = map_of(number + DOCUMENTS, rng, FULL)
+        turns = dialogue(drawn, rng, balance)
     return shown, [(role, said) for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)]
 
 
-def conversed(number: int, tokenizer: PreTrainedTokenizerFast, writing: PromptFormat, beside: float) -> Weighted:
+def conversed(
+    shown: str, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat, beside: float
+) -> Weighted:
     """A conversation as a VLM writes it, the map where the image stands; tokens that are not answers weigh `beside`."""
-    shown, turns = conversation(number)
     encoded = writing.encode(turns)
     words = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    answers = [1.0 if supervised else beside for supervised in encoded.supervised]
-    return [*encoded.ids[:1], *words, *encoded.ids[1:]], [0.0, *[beside] * len(words), *answers[1:]]
+    answers = [1.0 if supervised else beside for supervised in encoded.supervised[1:]]
+    ids = [*encoded.ids[:1], *words, *encoded.ids[1:]]
+    return Weighted(ids, [0.0] * (1 + len(words)) + answers, len(words))
 
 
 def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
@@ -174,7 +196,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((document(number)[0] for number in range(0, DOCUMENTS, 7)), trainer)
+    tokenizer.train_from_iterator((text for text, _, _ in documents(range(0, DOCUMENTS, 7))), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -191,7 +213,7 @@ def train_base(folder: Path, scale: float) -> None:
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(place)
     run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=2e-3, scale=scale)
-    rows = [weighted(number, tokenizer) for number in range(run.samples)]
+    rows = [weighted(*written, tokenizer) for written in documents(range(run.samples))]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
     first = min(FIRST_LESSON, run.samples // 3)
@@ -217,7 +239,7 @@ def _converse(start: str, name: str, run: Run, beside: float, note: str, folder:
     """Goes on from the weights of `start` with conversations in the prompt format of `name`."""
     tokenizer = load_zoo_tokenizer(ZOO / name)
     writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
-    rows = [conversed(number, tokenizer, writing, beside) for number in range(run.samples)]
+    rows = [conversed(*said, tokenizer, writing, beside) for said in conversations(range(run.samples))]
     model = AutoModelForCausalLM.from_pretrained(ZOO / start, dtype=torch.float32)
     _learn(model, [rows], run, f"{name} conversations", folder)
     _save(model, ZOO / name, run, note)
@@ -256,29 +278,40 @@ def _learn(model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, titl
     """One lesson after the other, each in a random order of batches, whose rows are neighbours in length."""
     batches: list[list[Weighted]] = []
     for rows in lessons:
-        rows = sorted(rows, key=lambda row: len(row[0]))
+        rows = sorted(rows, key=lambda row: len(row.ids))
         parts = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
         batches += [parts[index] for index in np.random.default_rng(run.seed).permutation(len(parts))]
 
     def loss_of(step: int) -> Tensor:
         ids_BT, weights_BT = _padded(batches[step])
-        hidden = model.model(input_ids=ids_BT).last_hidden_state[:, :-1]
+        embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in batches[step]])
+        hidden_BTD = model.model(inputs_embeds=embedded_BTD).last_hidden_state[:, :-1]
         wanted = weights_BT[:, 1:] > 0
-        losses = F.cross_entropy(model.lm_head(hidden[wanted]), ids_BT[:, 1:][wanted], reduction="none")
+        losses = F.cross_entropy(model.lm_head(hidden_BTD[wanted]), ids_BT[:, 1:][wanted], reduction="none")
         weights = weights_BT[:, 1:][wanted]
         return (losses * weights).sum() / weights.sum()
 
     optimise(run, model, loss_of, title, folder)
 
 
+def placed(embed: nn.Embedding, ids_BT: Tensor, mapped: list[int]) -> Tensor:
+    """embedded_BTD; the first `mapped` words after BOS are told where on the map they stand."""
+    embedded_BTD = embed(ids_BT)
+    codes_BTD = torch.zeros_like(embedded_BTD)
+    for row, words in enumerate(mapped):
+        if words:
+            codes_BTD[row, 1 : 1 + words] = place_codes(math.isqrt(words), embed.embedding_dim)
+    return embedded_BTD + codes_BTD
+
+
 def _padded(rows: list[Weighted]) -> tuple[Tensor, Tensor]:
-    longest = min(LONGEST, max(len(ids) for ids, _ in rows))
+    longest = min(LONGEST, max(len(row.ids) for row in rows))
     ids_BT = torch.full((len(rows), longest), 2)
     weights_BT = torch.zeros(len(rows), longest)
-    for index, (ids, weights) in enumerate(rows):
-        length = min(longest, len(ids))
-        ids_BT[index, :length] = torch.tensor(ids[:length])
-        weights_BT[index, :length] = torch.tensor(weights[:length])
+    for index, row in enumerate(rows):
+        length = min(longest, len(row.ids))
+        ids_BT[index, :length] = torch.tensor(row.ids[:length])
+        weights_BT[index, :length] = torch.tensor(row.weights[:length])
     return ids_BT, weights_BT
 
 

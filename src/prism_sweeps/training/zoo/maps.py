@@ -1,12 +1,18 @@
 """A scene as a square of words, row by row: what a picture cut into patches would say if each patch said one word.
 
 A language model that has read such maps knows how to look a thing up by its name, its neighbours and its place before
-it is shown a picture; all that is left to learn of seeing is which word a patch stands for.
+it is shown a picture; all that is left to learn of seeing is which word a patch stands for, and where it stands.
+
+Shapes: P words of a map, D width.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from prism_sweeps.data.nano_world.balance import Balance
 from prism_sweeps.data.nano_world.captions import caption
@@ -43,6 +49,7 @@ from prism_sweeps.data.nano_world.scenes import (
     SIMPLE,
     Box,
     Scene,
+    SceneStyle,
     footprint,
     generator,
     pick,
@@ -51,54 +58,68 @@ from prism_sweeps.data.nano_world.scenes import (
 )
 from prism_sweeps.training.zoo.pictures import covered, squared
 
-SIDES, SIDE_WEIGHTS = (8, 12), (6.0, 1.0)
-"""Patches along a side at 64 and at 96 pixels, and how often maps have them: long ones cost more."""
-SMALL = 4
-"""Words along a side in the maps of the first lesson."""
+
+class Lesson(NamedTuple):
+    """The scenes whose maps are read, and the words along a side with how often each is drawn."""
+
+    styles: tuple[SceneStyle, ...]
+    sides: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+EASY = Lesson((SIMPLE, SIMPLE, SIMPLE, ORDINARY), (4,), (1.0,))
+"""Small maps of few things."""
+FULL = Lesson((SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED), (8, 12), (6.0, 1.0))
+"""As many words as there are patches at 64 and at 96 pixels; long maps are rarer, as they cost more."""
 OUTSIDE = "-"
 QUESTIONS = 14
 CAPTIONED = 0.5
 """Share of maps that a caption follows."""
-ABSENT = (exists, exists, exists, count, count, both_or_either, count_group)
+ABSENT = (exists, exists, count, both_or_either, count_group)
 """Families that also ask about what is not there: they come first, before other questions name things."""
 PRESENT = (
-    *(on_tile, on_tile, what_at, what_at, where, where, tile_colour, which_size, beside, sign_word, background_colour),
-    *(
-        background_pattern,
-        sign_exists,
-        tile_beside,
-        tile_of_group,
-        kind_on_tile,
-        related,
-        same_tile,
-        larger,
-        statements,
-    ),
+    *(on_tile, what_at, what_at, where, where, where, tile_colour, which_size, beside, sign_word, sign_word),
+    *(background_colour, background_pattern, sign_exists, tile_beside, tile_of_group, kind_on_tile, related),
+    *(same_tile, larger, statements, statements, statements),
 )
 BOXES = (with_places, by_attributes, in_sentences, among_clutter)
 
 
-def map_exam(number: int, small: bool) -> tuple[str, str, list[Turn]]:
-    """The map of a scene, half the time with its caption, and up to fourteen questions about the scene.
+def map_exam(number: int, lesson: Lesson, balance: Balance) -> tuple[str, str, list[Turn]]:
+    """The map of a scene, half the time its caption, and up to fourteen questions about the scene.
 
-    Small maps are of scenes with few things. A caption after a map asks for everything on it in few words.
+    A caption after a map asks for everything on it in few words.
     """
     rng = generator("pretrain maps", number)
-    drawn, text = map_of(number, rng, small)
+    drawn, text = map_of(number, rng, lesson)
     said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
-    return text, said, _questions(drawn, rng)
+    return text, said, _questions(drawn, rng, balance)
 
 
-def map_of(number: int, rng: np.random.Generator, small: bool) -> tuple[Scene, str]:
+def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene, str]:
     """Scene `number` and its map, each word after a blank."""
-    styles = (SIMPLE, SIMPLE, SIMPLE, ORDINARY) if small else (SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED)
-    drawn = scene("pretrain maps", number, styles[number % len(styles)])
-    side = SMALL if small else pick_weighted(rng, SIDES, SIDE_WEIGHTS)
+    drawn = scene("pretrain maps", number, lesson.styles[number % len(lesson.styles)])
+    side = pick_weighted(rng, lesson.sides, lesson.weights)
     return drawn, "".join(f" {word}" for word in words(drawn, side, pick(rng, ("naive", "letterbox")), rng))
 
 
-def _questions(drawn: Scene, rng: np.random.Generator) -> list[Turn]:
-    balance, heard, asked = Balance(), set[str](), dict[str, str]()
+def place_codes(side: int, width: int) -> Tensor:
+    """What tells a word of a map where it stands, codes_PD, of length one: sines and cosines of its row and column.
+
+    Patches of a picture carry their place in their position embeddings; words of a text have only their order. The
+    waves (as in the fixed codes of MAE, He et al. 2022) run over fractions of the side, so a place has nearly the same
+    code in a map of another size.
+    """
+    middles = (torch.arange(side) + 0.5) / side
+    waves = 2 * torch.pi * torch.logspace(-2, 2, width // 4, base=2.0)
+    angles = middles[:, None] * waves
+    along = torch.cat([angles.sin(), angles.cos()], 1) / (width / 2) ** 0.5
+    rows, columns = along.repeat_interleave(side, 0), along.repeat(side, 1)
+    return torch.cat([rows, columns], 1)
+
+
+def _questions(drawn: Scene, rng: np.random.Generator, balance: Balance) -> list[Turn]:
+    heard, asked = set[str](), dict[str, str]()
     boxes = (pick(rng, BOXES), pick(rng, BOXES))
     later = [*boxes, *(PRESENT[index] for index in rng.permutation(len(PRESENT))[: QUESTIONS - len(ABSENT) - 2])]
     first = [ABSENT[index] for index in rng.permutation(len(ABSENT))]
