@@ -136,7 +136,8 @@ def test_what_changes_a_result_always_matters(
 
 
 def test_every_field_of_a_stage_counts() -> None:
-    other = {"trains": ["llm"], "data": "align", "vision_learning_rate": 0.5, "epochs": 2.0}
+    rates = {"vision_learning_rate": 0.5, "projector_learning_rate": 0.5}
+    other = {"trains": ["llm"], "data": "align", "epochs": 2.0, **rates}
     for each in fields(Stage):
         spec = stage_spec()
         value = other.get(each.name, getattr(spec.stage, each.name))

@@ -24,14 +24,18 @@ def test_training_questions_are_those_of_the_package(folder: Path):
     check_images_exist(conversations)
     texts, answers, images = package.get_train_questions()
     expected = Counter(zip(texts, answers, images, strict=True))
-    found = Counter()
+    found, first = Counter(), Counter()
     for conversation in conversations:
         image = int(conversation.image.stem)
-        for (_, question), (_, answer) in zip(conversation.turns[::2], conversation.turns[1::2], strict=True):
+        for number, (_, question) in enumerate(conversation.turns[::2]):
             text, _, instruction = question.removeprefix("<image>\n").partition("\n")
-            assert instruction == "Answer the question using a single word or phrase."
+            assert instruction == ("" if number else "Answer the question using a single word or phrase.")
+            answer = conversation.turns[2 * number + 1][1]
             found[text, answer, image] += 1
+            if number == 0:
+                first[easy_vqa.kind(easy_vqa.Question(text, answer, image))] += 1
     assert found == expected
+    assert min(first[kind] for kind in ("shape", "colour", "yes/no shape", "yes/no colour")) > 300
     assert len(conversations) == len(set(images))
 
 

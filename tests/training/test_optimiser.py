@@ -44,10 +44,13 @@ def test_weight_decay_falls_on_matrices_only():
     }
 
 
-def test_vision_tower_may_have_its_own_learning_rate():
-    found = groups(Stage(learning_rate=0.1, weight_decay=0.2, vision_learning_rate=0.01))
-    assert {peak for name, (peak, _) in found.items() if name.startswith("vision")} == {0.01}
-    assert {peak for name, (peak, _) in found.items() if name.startswith("llm")} == {0.1}
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_a_part_may_have_its_own_learning_rate(part: str):
+    own = {f"{part}_learning_rate": 0.01}
+    found = groups(Stage(learning_rate=0.1, weight_decay=0.2, **own))
+    rates = {name: peak for name, (peak, _) in found.items()}
+    assert {peak for name, peak in rates.items() if name.startswith(f"{part}.")} == {0.01}
+    assert {peak for name, peak in rates.items() if not name.startswith(f"{part}.")} == {0.1}
 
 
 @pytest.mark.parametrize(("steps", "ratio"), [(100, 0.03), (7, 0.5), (1, 0.03), (40, 0.0), (520, 0.03)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from prism_sweeps.models.resize import square
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo import language, towers
 from prism_sweeps.training.zoo.contrastive import pooled, sigmoid_loss, softmax_loss
-from prism_sweeps.training.zoo.maps import words
+from prism_sweeps.training.zoo.maps import place_codes, words
 from prism_sweeps.training.zoo.pictures import covered, regions, squared
 
 
@@ -121,14 +122,38 @@ def test_a_map_says_what_stands_where() -> None:
 def test_the_map_of_a_conversation_stands_where_the_image_will(name: str) -> None:
     tokenizer = language.load_zoo_tokenizer(ZOO / name)
     writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
-    for number in range(8):
-        shown, turns = language.conversation(number)
-        ids, weights = language.conversed(number, tokenizer, writing, 0.0)
-        patches = len(shown.split())
+    for number, (shown, turns) in enumerate(language.conversations(range(8))):
+        ids, weights, patches = language.conversed(shown, turns, tokenizer, writing, 0.1)
         assert patches in ((64, 144) if number % 4 != 3 else (0,))
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids[1 : 1 + patches]) == shown
         encoded = writing.encode(turns)
         assert ids[1 + patches :] == encoded.ids[1:]
-        assert [weight > 0 for weight in weights[1 + patches :]] == encoded.supervised[1:]
+        assert [weight == 1 for weight in weights[1 + patches :]] == encoded.supervised[1:]
         assert not any(weights[: 1 + patches])
+
+
+def test_answers_are_balanced_over_documents() -> None:
+    """As often Yes as No, in no order: what came before in a document does not tell what comes next."""
+    texts = [text for text, _, _ in language.documents(range(400))]
+    exists = [re.findall(r"is there an? [a-z]+ in the image\?[^:]*: (Yes|No)", text) for text in texts]
+    said = [answer for answers in exists for answer in answers]
+    assert len(said) > 300
+    assert 0.45 < said.count("Yes") / len(said) < 0.55
+    twice = [answers for answers in exists if len(answers) == 2]
+    assert 0.3 < sum(first == second for first, second in twice) / len(twice) < 0.7
+    zeros = [answer for text in texts for answer in re.findall(r"how many [a-z]+ are there\?[^:]*: (\d)", text)]
+    assert zeros.count("0") / len(zeros) < 0.5
+
+
+def test_words_of_a_map_are_told_their_places() -> None:
+    embed = nn.Embedding(10, 64)
+    ids_BT = torch.randint(0, 10, (2, 20))
+    moved = language.placed(embed, ids_BT, [16, 0]) - embed(ids_BT)
+    assert torch.allclose(moved[0, 1:17], place_codes(4, 64), atol=1e-6)
+    moved[0, 1:17] = 0
+    assert not moved.any()
+    codes = place_codes(8, 64)
+    assert torch.cdist(codes, codes).fill_diagonal_(9).min() > 0.05
+    near = torch.cdist(codes[:8], codes[:8])[0]
+    assert near[1] < near[7]

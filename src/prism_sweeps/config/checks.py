@@ -129,7 +129,8 @@ def _check_stage(stage: Stage, where: str, last: bool) -> None:
     for module in stage.trains:
         _one_of(module, schema.MODULES, f"{where}: a trained module")
     _one_of(stage.data, schema.HALVES, f"{where}: data")
-    for number in ("epochs", "global_batch", "learning_rate", "vision_learning_rate", "max_grad_norm"):
+    rates = ("learning_rate", "vision_learning_rate", "projector_learning_rate")
+    for number in ("epochs", "global_batch", *rates, "max_grad_norm"):
         _positive(getattr(stage, number), f"{where}: {number}")
     if not 0 <= stage.weight_decay < inf:
         raise ConfigError(f"{where}: weight_decay is {stage.weight_decay}; it must be finite and not negative")

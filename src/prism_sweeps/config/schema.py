@@ -129,6 +129,8 @@ class Stage:
     beta1: float = 0.9
     beta2: float = 0.999
     vision_learning_rate: float | None = None
+    projector_learning_rate: float | None = None
+    """Of that part alone; null is `learning_rate`."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 from prism_sweeps.config.errors import DataError
@@ -63,9 +64,14 @@ def write_chat(path: Path, questions: list[Question]) -> None:
 
 
 def conversation(image: int, questions: list[Question]) -> dict[str, Any]:
+    """All that is asked about an image, in an order of its own; the first question says how to answer, for all.
+
+    Each kind of question is then now and then the first, as every question of the test is, and a conversation has half
+    the tokens it would have with the hint in every turn.
+    """
     turns = []
-    for number, question in enumerate(questions):
-        text = ("<image>\n" if number == 0 else "") + question.text + SHORT_ANSWER
+    for number, question in enumerate(Random(image).sample(questions, len(questions))):
+        text = f"<image>\n{question.text}{SHORT_ANSWER}" if number == 0 else question.text
         turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
     return {"id": f"easy-vqa-{image}", "image": f"train/images/{image}.png", "conversations": turns}
 

@@ -17,7 +17,7 @@ EASY_VQA = {"train/chat.json": 4000, "test": 9673}
 
 PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}
 """Conversations per scene in each source of a nano world."""
-TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 250}
+TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 150}
 """By the folder of the chat file; `train` is easy-VQA's."""
 OTHER_TEXT_TOKENS = 200
 QUESTION_TOKENS = 30

@@ -39,10 +39,10 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def peak_of(name: str, stage: Stage) -> float:
-    """The highest learning rate of a parameter: the vision tower may have its own."""
-    if name.startswith("vision.") and stage.vision_learning_rate is not None:
-        return stage.vision_learning_rate
-    return stage.learning_rate
+    """The highest learning rate of a parameter: vision towers and the projector may have their own."""
+    own = {"vision": stage.vision_learning_rate, "projector": stage.projector_learning_rate}
+    rate = own.get(name.partition(".")[0])
+    return stage.learning_rate if rate is None else rate
 
 
 def schedule(step: int, steps: int, warmup_ratio: float) -> float:

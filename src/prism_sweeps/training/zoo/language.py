@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ FIRST_LESSON = 3_200
 """Documents with small maps, read before all others: looking up is learned far sooner among 16 words than among 64."""
 CONVERSATIONS, CHATS = 9_600, 2_400
 """Conversations that end the training of nano-base, and those that nano-instruct is tuned on after it."""
+BALANCES = 16
+"""Balances that take turns at random: with a single one Yes and No alternate, and each answer tells the next."""
 LONGEST = 384
 HINT = "\nAnswer the question using a single word or phrase."
 LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
@@ -93,12 +95,13 @@ def told_scene(number: int, balance: Balance) -> tuple[str, list[Turn]]:
     return text, dialogue(told, rng, balance)
 
 
-def exam(number: int, rng: np.random.Generator, balance: Balance) -> tuple[str, list[Turn]]:
+def exam(number: int, rng: np.random.Generator, balances: Sequence[Balance]) -> tuple[str, list[Turn]]:
     """A caption and up to eighteen short questions that it answers, two of each kind, in any order."""
     told = scene("pretrain text", number, ORDINARY if number % 3 == 0 else SIMPLE)
     asked = dict[str, str]()
     for family in (*READABLE, *READABLE):
-        question = balance.choose(rng, [question for question in family(told) if question.text not in asked])
+        found = [question for question in family(told) if question.text not in asked]
+        question = pick(rng, balances).choose(rng, found)
         if question is not None:
             asked[question.text] = question.answer
     turns = list(asked.items())
@@ -107,11 +110,11 @@ def exam(number: int, rng: np.random.Generator, balance: Balance) -> tuple[str, 
 
 def documents(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[int, int]], int]]:
     """The documents of these numbers, answers balanced over all of them: where No is the rule, looking does not pay."""
-    balance = Balance()
-    return (document(number, balance) for number in numbers)
+    balances = [Balance() for _ in range(BALANCES)]
+    return (document(number, balances) for number in numbers)
 
 
-def document(number: int, balance: Balance) -> tuple[str, list[tuple[int, int]], int]:
+def document(number: int, balances: Sequence[Balance]) -> tuple[str, list[tuple[int, int]], int]:
     """Text of the kind a base model reads, where in it answers stand (characters), and how many words its map has.
 
     A map or a description, then questions with their answers, in several layouts. Most are exams: looking an answer up
@@ -120,11 +123,12 @@ def document(number: int, balance: Balance) -> tuple[str, list[tuple[int, int]],
     rng = generator("pretrain layout", number)
     spans, said, mapped = [], "", 0
     if number < FIRST_LESSON or number % 10 < 6:
-        text, said, turns = map_exam(number, EASY if number < FIRST_LESSON else FULL, balance)
+        text, said, turns = map_exam(number, EASY if number < FIRST_LESSON else FULL, balances)
         mapped = len(text.split())
     elif number % 10 < 8:
-        text, turns = exam(number, rng, balance)
+        text, turns = exam(number, rng, balances)
     else:
+        balance = pick(rng, balances)
         text, turns = told_scene(number, balance) if number % 10 == 8 else ("", text_only(rng, number, balance))
     if said:
         spans.append((len(text) + 1, len(text) + len(said) + 2))
@@ -157,8 +161,8 @@ def weighted(text: str, spans: list[tuple[int, int]], mapped: int, tokenizer: Pr
 
 def conversations(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """The conversations of these numbers, answers balanced over all of them."""
-    balance = Balance()
-    return (conversation(number, balance) for number in numbers)
+    balances = [Balance() for _ in range(BALANCES)]
+    return (conversation(number, pick(generator("pretrain balances", number), balances)) for number in numbers)
 
 
 def conversation(number: int, balance: Balance) -> tuple[str, list[tuple[str, str]]]:

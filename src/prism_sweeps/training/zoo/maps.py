@@ -8,6 +8,7 @@ Shapes: P words of a map, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ PRESENT = (
 BOXES = (with_places, by_attributes, in_sentences, among_clutter)
 
 
-def map_exam(number: int, lesson: Lesson, balance: Balance) -> tuple[str, str, list[Turn]]:
+def map_exam(number: int, lesson: Lesson, balances: Sequence[Balance]) -> tuple[str, str, list[Turn]]:
     """The map of a scene, half the time its caption, and up to fourteen questions about the scene.
 
     A caption after a map asks for everything on it in few words.
@@ -93,7 +94,7 @@ def map_exam(number: int, lesson: Lesson, balance: Balance) -> tuple[str, str, l
     rng = generator("pretrain maps", number)
     drawn, text = map_of(number, rng, lesson)
     said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
-    return text, said, _questions(drawn, rng, balance)
+    return text, said, _questions(drawn, rng, balances)
 
 
 def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene, str]:
@@ -104,30 +105,29 @@ def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene
 
 
 def place_codes(side: int, width: int) -> Tensor:
-    """What tells a word of a map where it stands, codes_PD, of length one: sines and cosines of its row and column.
+    """What tells a word of a map where it stands, codes_PD: sines and cosines of its row and column.
 
     Patches of a picture carry their place in their position embeddings; words of a text have only their order. The
     waves (as in the fixed codes of MAE, He et al. 2022) run over fractions of the side, so a place has nearly the same
-    code in a map of another size.
+    code in a map of another size. A code is half as long as a fresh embedding, or it would drown the word.
     """
     middles = (torch.arange(side) + 0.5) / side
     waves = 2 * torch.pi * torch.logspace(-2, 2, width // 4, base=2.0)
     angles = middles[:, None] * waves
-    along = torch.cat([angles.sin(), angles.cos()], 1) / (width / 2) ** 0.5
+    along = torch.cat([angles.sin(), angles.cos()], 1) / (2 * width) ** 0.5
     rows, columns = along.repeat_interleave(side, 0), along.repeat(side, 1)
     return torch.cat([rows, columns], 1)
 
 
-def _questions(drawn: Scene, rng: np.random.Generator, balance: Balance) -> list[Turn]:
-    heard, asked = set[str](), dict[str, str]()
+def _questions(drawn: Scene, rng: np.random.Generator, balances: Sequence[Balance]) -> list[Turn]:
     boxes = (pick(rng, BOXES), pick(rng, BOXES))
     later = [*boxes, *(PRESENT[index] for index in rng.permutation(len(PRESENT))[: QUESTIONS - len(ABSENT) - 2])]
     first = [ABSENT[index] for index in rng.permutation(len(ABSENT))]
+    asked = dict[str, str]()
     for family in (*first, *(later[index] for index in rng.permutation(len(later)))):
-        question = balance.choose(rng, [question for question in family(drawn) if question.text not in asked], heard)
+        question = pick(rng, balances).choose(rng, [each for each in family(drawn) if each.text not in asked])
         if question is not None:
             asked[question.text] = question.answer
-            heard.update(question.mentions)
     return list(asked.items())
 
 
