@@ -35,7 +35,7 @@ from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pic
 from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import EASY, FULL, map_exam, map_of, place_codes
+from prism_sweeps.training.zoo.maps import EASY, FULL, map_exam, map_of, place_codes, register
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -47,9 +47,9 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-DOCUMENTS = 9_600
-FIRST_LESSON = 3_200
-"""Documents with small maps, read before all others: looking up is learned far sooner among 16 words than among 64."""
+REGISTERS, DOCUMENTS = 9_600, 8_000
+"""Registers of small maps come before all documents: they are where looking up is learned, and without it the questions
+teach nothing."""
 CONVERSATIONS, CHATS = 9_600, 2_400
 """Conversations that end the training of nano-base, and those that nano-instruct is tuned on after it."""
 BALANCES = 16
@@ -122,8 +122,10 @@ def document(number: int, balances: Sequence[Balance]) -> tuple[str, list[tuple[
     """
     rng = generator("pretrain layout", number)
     spans, said, mapped = [], "", 0
-    if number < FIRST_LESSON or number % 10 < 6:
-        text, said, turns = map_exam(number, EASY if number < FIRST_LESSON else FULL, balances)
+    if number % 10 == 5:
+        return register(number + REGISTERS, FULL)
+    if number % 10 < 5:
+        text, said, turns = map_exam(number, balances)
         mapped = len(text.split())
     elif number % 10 < 8:
         text, turns = exam(number, rng, balances)
@@ -188,7 +190,7 @@ def conversed(
 
 
 def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over every seventh document: of all kinds alike."""
+    """Byte-level BPE over the first documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(WORDS, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -200,7 +202,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for text, _, _ in documents(range(0, DOCUMENTS, 7))), trainer)
+    tokenizer.train_from_iterator((text for text, _, _ in documents(range(1_200))), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -211,17 +213,17 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
-    """Next-token prediction: documents, then conversations about maps written as the model's prompts are."""
+    """Next-token prediction: registers, documents, and conversations about maps written as the model's prompts are."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(place)
-    run = Run(round(scale * DOCUMENTS), batch=16, learning_rate=2e-3, scale=scale)
-    rows = [weighted(*written, tokenizer) for written in documents(range(run.samples))]
+    run = Run(round(scale * (REGISTERS + DOCUMENTS)), batch=16, learning_rate=2e-3, scale=scale)
+    registers = [weighted(*register(number, EASY), tokenizer) for number in range(round(scale * REGISTERS))]
+    rest = [weighted(*written, tokenizer) for written in documents(range(round(scale * DOCUMENTS)))]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    first = min(FIRST_LESSON, run.samples // 3)
-    _learn(model, [rows[:first], rows[first:]], run, "nano-base", folder)
+    _learn(model, [registers, rest], run, "nano-base", folder)
     note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
     _save(model, place, run, note)
     spent = time.process_time() - run.cpu_started

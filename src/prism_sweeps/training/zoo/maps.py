@@ -8,6 +8,7 @@ Shapes: P words of a map, D width.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from prism_sweeps.data.nano_world.balance import Balance
-from prism_sweeps.data.nano_world.captions import caption
+from prism_sweeps.data.nano_world.captions import caption, place
 from prism_sweeps.data.nano_world.dialogues import Turn
 from prism_sweeps.data.nano_world.expressions import among_clutter, by_attributes, in_sentences, with_places
+from prism_sweeps.data.nano_world.facts import some_absent
 from prism_sweeps.data.nano_world.questions import (
     background_colour,
     background_pattern,
@@ -32,6 +34,7 @@ from prism_sweeps.data.nano_world.questions import (
     what_at,
     where,
     which_size,
+    yes_no,
 )
 from prism_sweeps.data.nano_world.relations import (
     beside,
@@ -51,6 +54,7 @@ from prism_sweeps.data.nano_world.scenes import (
     Box,
     Scene,
     SceneStyle,
+    Thing,
     footprint,
     generator,
     pick,
@@ -68,12 +72,12 @@ class Lesson(NamedTuple):
     weights: tuple[float, ...]
 
 
-EASY = Lesson((SIMPLE, SIMPLE, SIMPLE, ORDINARY), (4,), (1.0,))
-"""Small maps of few things."""
+EASY = Lesson((SIMPLE, ORDINARY, ORDINARY), (4, 6), (1.0, 1.0))
+"""Small maps."""
 FULL = Lesson((SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED), (8, 12), (6.0, 1.0))
 """As many words as there are patches at 64 and at 96 pixels; long maps are rarer, as they cost more."""
 OUTSIDE = "-"
-QUESTIONS = 14
+ENTRIES, QUESTIONS = 16, 14
 CAPTIONED = 0.5
 """Share of maps that a caption follows."""
 ABSENT = (exists, exists, count, both_or_either, count_group)
@@ -86,15 +90,52 @@ PRESENT = (
 BOXES = (with_places, by_attributes, in_sentences, among_clutter)
 
 
-def map_exam(number: int, lesson: Lesson, balances: Sequence[Balance]) -> tuple[str, str, list[Turn]]:
+def map_exam(number: int, balances: Sequence[Balance]) -> tuple[str, str, list[Turn]]:
     """The map of a scene, half the time its caption, and up to fourteen questions about the scene.
 
     A caption after a map asks for everything on it in few words.
     """
     rng = generator("pretrain maps", number)
-    drawn, text = map_of(number, rng, lesson)
+    drawn, text = map_of(number, rng, FULL)
     said = caption(drawn, rng) if rng.random() < CAPTIONED else ""
     return text, said, _questions(drawn, rng, balances)
+
+
+def register(number: int, lesson: Lesson) -> tuple[str, list[tuple[int, int]], int]:
+    """A map and up to sixteen entries about what is on it and what is not: a keyword, a word, what holds.
+
+    Each entry ends on the word to look up, so that a single step of attention finds it. Questions in sentences take
+    two, and neither is learned while the other is missing.
+    """
+    rng = generator("pretrain registers", number)
+    drawn, text = map_of(number, rng, lesson)
+    mapped, spans = len(text.split()), []
+    entries = _entries(drawn, rng)
+    for index in rng.permutation(len(entries))[:ENTRIES]:
+        asked, said = entries[index]
+        text += f"; {asked}"
+        spans.append((len(text), len(text) + len(said) + 2))
+        text += f" {said}"
+    return text, spans, mapped
+
+
+def _entries(drawn: Scene, rng: np.random.Generator) -> list[Turn]:
+    by_category = defaultdict[str, list[Thing]](list)
+    for thing in drawn.things:
+        by_category[thing.category].append(thing)
+    tiles = Counter(thing.tile for thing in drawn.things)
+    absent = some_absent(drawn, len(by_category) + 1)
+    entries = []
+    for name in (*by_category, *absent):
+        things = by_category.get(name, [])
+        entries.append(pick(rng, ((f"count {name}", str(len(things))), (f"any {name}", yes_no(bool(things))))))
+        if len(things) != 1:
+            continue
+        entries += [(f"place {name}", place(drawn, things[0])), (f"size {name}", things[0].size)]
+        if things[0].tile is not None:
+            entries.append((f"tile {name}", things[0].tile))
+            entries += [(f"on {things[0].tile}", name)] if tiles[things[0].tile] == 1 else []
+    return entries
 
 
 def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene, str]:
