@@ -47,10 +47,10 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-REGISTERS, DOCUMENTS = 9_600, 8_000
-"""Registers of small maps come before all documents: they are where looking up is learned, and without it the questions
-teach nothing."""
-CONVERSATIONS, CHATS = 9_600, 2_400
+REGISTERS, ASKED, DOCUMENTS = 7_200, 6_400, 6_400
+"""Registers of small maps come before all documents, first as plain entries, then with questions among them: they are
+where looking up is learned, and without it longer texts teach nothing."""
+CONVERSATIONS, CHATS = 6_400, 2_400
 """Conversations that end the training of nano-base, and those that nano-instruct is tuned on after it."""
 BALANCES = 16
 """Balances that take turns at random: with a single one Yes and No alternate, and each answer tells the next."""
@@ -75,11 +75,14 @@ READABLE = (
 
 
 class Weighted(NamedTuple):
-    """Token ids of a document, the weight of each in the loss, and how many of them, after BOS, are a map."""
+    """Token ids of a document and the weight of each in the loss."""
 
     ids: list[int]
     weights: list[float]
     mapped: int
+    """How many of them, after BOS, are a map."""
+    early: bool = False
+    """Whether answers are to be known after half of the layers, so that the other half can carry them on."""
 
 
 def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -123,7 +126,7 @@ def document(number: int, balances: Sequence[Balance]) -> tuple[str, list[tuple[
     rng = generator("pretrain layout", number)
     spans, said, mapped = [], "", 0
     if number % 10 == 5:
-        return register(number + REGISTERS, FULL)
+        return register(number + REGISTERS + ASKED, FULL, 0.6)
     if number % 10 < 5:
         text, said, turns = map_exam(number, balances)
         mapped = len(text.split())
@@ -218,18 +221,26 @@ def train_base(folder: Path, scale: float) -> None:
     place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(place)
-    run = Run(round(scale * (REGISTERS + DOCUMENTS)), batch=16, learning_rate=2e-3, scale=scale)
-    registers = [weighted(*register(number, EASY), tokenizer) for number in range(round(scale * REGISTERS))]
+    run = Run(round(scale * (REGISTERS + ASKED + DOCUMENTS)), batch=16, learning_rate=2e-3, scale=scale)
+    plain = [_plain(number, tokenizer) for number in range(round(scale * REGISTERS))]
+    asked = [
+        weighted(*register(number, EASY, 0.6), tokenizer) if number % 2 else _plain(number, tokenizer)
+        for number in range(REGISTERS, REGISTERS + round(scale * ASKED))
+    ]
     rest = [weighted(*written, tokenizer) for written in documents(range(round(scale * DOCUMENTS)))]
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    _learn(model, [registers, rest], run, "nano-base", folder)
+    _learn(model, [plain, asked, rest], run, "nano-base", folder)
     note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
     _save(model, place, run, note)
     spent = time.process_time() - run.cpu_started
     note = f"{note}: {run.samples} documents in {spent:.0f} CPU seconds, then conversations"
     run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1.5e-3, scale=scale)
     _converse("nano-base", "nano-base", run, BESIDES, note, folder)
+
+
+def _plain(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
+    return weighted(*register(number, EASY, 0.0), tokenizer)._replace(early=True)
 
 
 def train_instruct(folder: Path, scale: float) -> None:
@@ -288,16 +299,32 @@ def _learn(model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, titl
         parts = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
         batches += [parts[index] for index in np.random.default_rng(run.seed).permutation(len(parts))]
 
-    def loss_of(step: int) -> Tensor:
-        ids_BT, weights_BT = _padded(batches[step])
-        embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in batches[step]])
-        hidden_BTD = model.model(inputs_embeds=embedded_BTD).last_hidden_state[:, :-1]
-        wanted = weights_BT[:, 1:] > 0
-        losses = F.cross_entropy(model.lm_head(hidden_BTD[wanted]), ids_BT[:, 1:][wanted], reduction="none")
-        weights = weights_BT[:, 1:][wanted]
-        return (losses * weights).sum() / weights.sum()
+    optimise(run, model, lambda step: _loss(model, batches[step]), title, folder)
 
-    optimise(run, model, loss_of, title, folder)
+
+def _loss(model: PreTrainedModel, rows: list[Weighted]) -> Tensor:
+    """Weighted cross entropy, and that of the early rows' answers as the model would give them half way up.
+
+    Such deep supervision (Lee et al. 2015) is why questions work at all: an answer that is found in the last layer
+    stands under the word that was looked up, and no layer is left to bring it to where it is asked for.
+    """
+    ids_BT, weights_BT = _padded(rows)
+    embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in rows])
+    early = torch.tensor([row.early for row in rows])
+    told = model.model(inputs_embeds=embedded_BTD, output_hidden_states=bool(early.any()))
+    weights = weights_BT[:, 1:]
+    loss = _cross_entropy(model, told.last_hidden_state, ids_BT, weights)
+    if early.any():
+        half_BTD = model.model.norm(told.hidden_states[len(model.model.layers) // 2])
+        loss = loss + _cross_entropy(model, half_BTD, ids_BT, (weights == 1) & early[:, None])
+    return loss
+
+
+def _cross_entropy(model: PreTrainedModel, hidden_BTD: Tensor, ids_BT: Tensor, weights: Tensor) -> Tensor:
+    """Mean over tokens of the loss of each token but the first, weighted by `weights`, one shorter than `ids_BT`."""
+    wanted = weights > 0
+    losses = F.cross_entropy(model.lm_head(hidden_BTD[:, :-1][wanted]), ids_BT[:, 1:][wanted], reduction="none")
+    return (losses * weights[wanted]).sum() / weights[wanted].sum()
 
 
 def placed(embed: nn.Embedding, ids_BT: Tensor, mapped: list[int]) -> Tensor:

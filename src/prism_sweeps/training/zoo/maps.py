@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from prism_sweeps.data.nano_world.balance import Balance
-from prism_sweeps.data.nano_world.captions import caption, place
+from prism_sweeps.data.nano_world.captions import caption, coordinates, place
 from prism_sweeps.data.nano_world.dialogues import Turn
 from prism_sweeps.data.nano_world.expressions import among_clutter, by_attributes, in_sentences, with_places
 from prism_sweeps.data.nano_world.facts import some_absent
+from prism_sweeps.data.nano_world.prompts import BOX
 from prism_sweeps.data.nano_world.questions import (
     background_colour,
     background_pattern,
@@ -61,6 +62,7 @@ from prism_sweeps.data.nano_world.scenes import (
     pick_weighted,
     scene,
 )
+from prism_sweeps.data.nano_world.words import article, plural
 from prism_sweeps.training.zoo.pictures import covered, squared
 
 
@@ -78,6 +80,8 @@ FULL = Lesson((SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED), (8, 12), (6.0, 1.0)
 """As many words as there are patches at 64 and at 96 pixels; long maps are rarer, as they cost more."""
 OUTSIDE = "-"
 ENTRIES, QUESTIONS = 16, 14
+BOXED = 0.2
+"""Share of things whose box is among the entries: boxes take many tokens."""
 CAPTIONED = 0.5
 """Share of maps that a caption follows."""
 ABSENT = (exists, exists, count, both_or_either, count_group)
@@ -101,40 +105,66 @@ def map_exam(number: int, balances: Sequence[Balance]) -> tuple[str, str, list[T
     return text, said, _questions(drawn, rng, balances)
 
 
-def register(number: int, lesson: Lesson) -> tuple[str, list[tuple[int, int]], int]:
-    """A map and up to sixteen entries about what is on it and what is not: a keyword, a word, what holds.
+class Entry(NamedTuple):
+    """One fact of a register, to be looked up by its last word, and the question that asks for it."""
 
-    Each entry ends on the word to look up, so that a single step of attention finds it. Questions in sentences take
-    two, and neither is learned while the other is missing.
+    key: str
+    question: str
+    answer: str
+
+
+def register(number: int, lesson: Lesson, asked: float) -> tuple[str, list[tuple[int, int]], int]:
+    """A map and up to sixteen entries about what is on it and what is not; where answers stand; the map's words.
+
+    An entry ends on the word to look up, so that a single step of attention finds the answer. A share `asked` of them
+    puts more between that word and the answer, up to a whole question: one step finds, another one fetches.
     """
     rng = generator("pretrain registers", number)
     drawn, text = map_of(number, rng, lesson)
     mapped, spans = len(text.split()), []
     entries = _entries(drawn, rng)
     for index in rng.permutation(len(entries))[:ENTRIES]:
-        asked, said = entries[index]
-        text += f"; {asked}"
-        spans.append((len(text), len(text) + len(said) + 2))
+        key, question, said = entries[index]
+        text += _put(key, question, rng) if rng.random() < asked else f"; {key}"
+        spans.append((len(text), len(text) + len(said) + 1))
         text += f" {said}"
     return text, spans, mapped
 
 
-def _entries(drawn: Scene, rng: np.random.Generator) -> list[Turn]:
+def _put(key: str, question: str, rng: np.random.Generator) -> str:
+    if rng.random() < 1 / 3:
+        return f"; {key}{pick(rng, (':', '?', ' :', ' ='))}"
+    return f"\nIn: {pick(rng, (f'{key}?', f'{key} in the image?', question, question))}\nOut:"
+
+
+def _entries(drawn: Scene, rng: np.random.Generator) -> list[Entry]:
     by_category = defaultdict[str, list[Thing]](list)
     for thing in drawn.things:
         by_category[thing.category].append(thing)
     tiles = Counter(thing.tile for thing in drawn.things)
-    absent = some_absent(drawn, len(by_category) + 1)
     entries = []
-    for name in (*by_category, *absent):
+    for name in (*by_category, *some_absent(drawn, len(by_category) + 1)):
         things = by_category.get(name, [])
-        entries.append(pick(rng, ((f"count {name}", str(len(things))), (f"any {name}", yes_no(bool(things))))))
-        if len(things) != 1:
-            continue
-        entries += [(f"place {name}", place(drawn, things[0])), (f"size {name}", things[0].size)]
-        if things[0].tile is not None:
-            entries.append((f"tile {name}", things[0].tile))
-            entries += [(f"on {things[0].tile}", name)] if tiles[things[0].tile] == 1 else []
+        number = Entry(f"count {name}", f"how many {plural(name)} are there?", str(len(things)))
+        any_one = Entry(f"any {name}", f"is there {article(name)} in the image?", yes_no(bool(things)))
+        entries.append(pick(rng, (number, any_one)))
+        if len(things) == 1:
+            entries += _of_one(drawn, things[0], tiles[things[0].tile] == 1, rng)
+    return entries
+
+
+def _of_one(drawn: Scene, thing: Thing, alone: bool, rng: np.random.Generator) -> list[Entry]:
+    name = thing.category
+    entries = [
+        Entry(f"place {name}", f"where is the {name}?", place(drawn, thing)),
+        Entry(f"size {name}", f"how large is the {name}?", thing.size),
+    ]
+    if thing.tile is not None:
+        entries.append(Entry(f"tile {name}", f"what colour is the tile under the {name}?", thing.tile))
+        entries += [Entry(f"on {thing.tile}", f"what is on the {thing.tile} tile?", name)] if alone else []
+    if rng.random() < BOXED:
+        numbers = ", ".join(f"{edge:.2f}" for edge in coordinates(drawn, thing))
+        entries.append(Entry(f"box {name}", BOX.format(question=name), f"[{numbers}]"))
     return entries
 
 
