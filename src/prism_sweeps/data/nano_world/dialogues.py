@@ -65,7 +65,9 @@ def ocr_tokens(word: str, rng: np.random.Generator) -> str:
     return ", ".join(tokens[index] for index in rng.permutation(len(tokens)))
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
+    """A family of questions, the prompt it is put in, and how often it comes up."""
+
     family: Family
     form: Form
     weight: float
@@ -73,38 +75,38 @@ class _Part(NamedTuple):
 
 # Families about absent things come first in a dialogue, before other turns give away what is there.
 _FIRST = (questions.exists, relations.both_or_either, questions.count, questions.count_group, questions.count_which)
-_PARTS = (
-    _Part(questions.exists, short, 1.2),
-    _Part(relations.both_or_either, short, 0.5),
-    _Part(questions.count, short, 0.8),
-    _Part(questions.count, tally, 0.25),
-    _Part(questions.count_group, short, 0.3),
-    _Part(questions.count_which, tally, 0.25),
-    _Part(questions.background_colour, short, 0.4),
-    _Part(questions.background_pattern, short, 0.2),
-    _Part(questions.on_tile, short, 0.6),
-    _Part(questions.on_tile, choice, 0.25),
-    _Part(questions.tile_colour, short, 0.6),
-    _Part(questions.which_size, short, 0.5),
-    _Part(questions.where, short, 0.5),
-    _Part(questions.what_at, short, 0.5),
-    _Part(questions.sign_word, short, 2.0),
-    _Part(questions.sign_word, with_ocr, 1.2),
-    _Part(questions.sign_exists, short, 0.1),
-    _Part(relations.beside, short, 0.8),
-    _Part(relations.tile_beside, short, 0.3),
-    _Part(relations.tile_of_group, short, 0.3),
-    _Part(relations.kind_on_tile, short, 0.3),
-    _Part(relations.related, short, 0.5),
-    _Part(relations.same_tile, short, 0.25),
-    _Part(relations.larger, short, 0.25),
-    _Part(relations.statements, truth, 1.3),
-    _Part(expressions.with_places, box, 0.7),
-    _Part(expressions.by_attributes, box, 0.5),
-    _Part(expressions.in_sentences, box, 0.5),
-    _Part(expressions.among_clutter, box, 0.4),
+PARTS = (
+    Part(questions.exists, short, 1.2),
+    Part(relations.both_or_either, short, 0.5),
+    Part(questions.count, short, 0.8),
+    Part(questions.count, tally, 0.25),
+    Part(questions.count_group, short, 0.3),
+    Part(questions.count_which, tally, 0.25),
+    Part(questions.background_colour, short, 0.4),
+    Part(questions.background_pattern, short, 0.2),
+    Part(questions.on_tile, short, 0.6),
+    Part(questions.on_tile, choice, 0.25),
+    Part(questions.tile_colour, short, 0.6),
+    Part(questions.which_size, short, 0.5),
+    Part(questions.where, short, 0.5),
+    Part(questions.what_at, short, 0.5),
+    Part(questions.sign_word, short, 2.0),
+    Part(questions.sign_word, with_ocr, 1.2),
+    Part(questions.sign_exists, short, 0.1),
+    Part(relations.beside, short, 0.8),
+    Part(relations.tile_beside, short, 0.3),
+    Part(relations.tile_of_group, short, 0.3),
+    Part(relations.kind_on_tile, short, 0.3),
+    Part(relations.related, short, 0.5),
+    Part(relations.same_tile, short, 0.25),
+    Part(relations.larger, short, 0.25),
+    Part(relations.statements, truth, 1.3),
+    Part(expressions.with_places, box, 0.7),
+    Part(expressions.by_attributes, box, 0.5),
+    Part(expressions.in_sentences, box, 0.5),
+    Part(expressions.among_clutter, box, 0.4),
 )
-_EXPONENTS = 1 / np.array([part.weight for part in _PARTS])
+_EXPONENTS = 1 / np.array([part.weight for part in PARTS])
 _ANSWERABLE = (
     questions.on_tile,
     questions.tile_colour,
@@ -120,10 +122,10 @@ def dialogue(scene: Scene, rng: np.random.Generator, balance: Balance) -> list[T
     """Five to seven turns over one scene, now and then one of them in VizWiz's form."""
     wanted = 5 + int(rng.random() * 3)
     # A weighted shuffle (Efraimidis and Spirakis 2006): the larger the weight, the earlier in the order.
-    order = np.argsort(-(rng.random(len(_PARTS)) ** _EXPONENTS))
-    parts: list[tuple[_Part, list[Question]]] = []
+    order = np.argsort(-(rng.random(len(PARTS)) ** _EXPONENTS))
+    parts: list[tuple[Part, list[Question]]] = []
     for index in order:
-        part = _PARTS[index]
+        part = PARTS[index]
         if found := part.family(scene):
             parts.append((part, found))
         if len(parts) == wanted:
