@@ -23,9 +23,9 @@ from prism_sweeps.training.zoo.maps import place_codes, words
 from prism_sweeps.training.zoo.pictures import covered, regions, squared
 
 
-def run_to(last: int | None, folder: Path, samples: int = 24) -> tuple[dict[str, Tensor], towers.Run]:
+def run_to(last: int | None, folder: Path, samples: int = 24, seed: int = 0) -> tuple[dict[str, Tensor], towers.Run]:
     """A run of four-example steps on made-up data, broken off before step `last`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Linear(3, 2)
     run = towers.Run(samples, batch=4, learning_rate=1e-2)
 
@@ -56,6 +56,16 @@ def test_another_recipe_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run_to(4, tmp_path)
     _, run = run_to(None, tmp_path, samples=32)
     assert len(run.losses) == run.steps == 8
+
+
+def test_another_start_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the tower a run goes on from has been trained again."""
+    other, _ = run_to(None, tmp_path / "alone", seed=1)
+    monkeypatch.setattr(towers, "KEEP_SECONDS", 0.0)
+    with pytest.raises(InterruptedError):
+        run_to(4, tmp_path)
+    found, _ = run_to(None, tmp_path, seed=1)
+    assert all(torch.equal(found[name], other[name]) for name in other)
 
 
 @pytest.mark.parametrize("strategy", ["naive", "letterbox"])

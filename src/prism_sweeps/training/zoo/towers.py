@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -37,6 +38,8 @@ class Run:
     scale: float = 1.0
     """Share of the recipe's samples that this run takes."""
     seed: int = 7
+    began_with: str = ""
+    """Digest of the weights before the first step."""
     commit: str | None = field(default_factory=lambda: _commit())
     losses: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.time)
@@ -47,8 +50,8 @@ class Run:
         return max(1, self.samples // self.batch)
 
     @property
-    def recipe(self) -> list[float]:
-        return [self.samples, self.batch, self.learning_rate, self.seed]
+    def recipe(self) -> list[float | str]:
+        return [self.samples, self.batch, self.learning_rate, self.seed, self.began_with]
 
     @property
     def final_loss(self) -> float:
@@ -100,6 +103,7 @@ def optimise(run: Run, model: nn.Module, loss_of: Callable[[int], Tensor], title
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(0.9, 0.98), fused=True)
     kept = folder / f"{title.replace(' ', '-')}.pt"
+    run.began_with = _digest(model)
     warm = max(1, run.steps // 20)
     saved = time.monotonic()
     for step in range(go_on(run, model, optimiser, kept), run.steps):
@@ -122,6 +126,13 @@ def optimise(run: Run, model: nn.Module, loss_of: Callable[[int], Tensor], title
     kept.unlink(missing_ok=True)
 
 
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(model.state_dict().items()):
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
 def keep(run: Run, model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> None:
     """Everything the rest of the run depends on, in one file that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +144,7 @@ def keep(run: Run, model: nn.Module, optimiser: torch.optim.Optimizer, path: Pat
 
 
 def go_on(run: Run, model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> int:
-    """The step to go on with: that of the kept run if it has the same recipe, else 0."""
+    """The step to go on with: that of the kept run if recipe and first weights are the same, else 0."""
     kept = torch.load(path, weights_only=True) if path.exists() else None
     if kept is None or kept["recipe"] != run.recipe:
         return 0
