@@ -133,7 +133,7 @@ def test_the_map_of_a_conversation_stands_where_the_image_will(name: str) -> Non
     tokenizer = language.load_zoo_tokenizer(ZOO / name)
     writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
     for number, (shown, turns) in enumerate(language.conversations(range(8))):
-        ids, weights, patches = language.conversed(shown, turns, tokenizer, writing, 0.1)
+        ids, weights, patches, _ = language.conversed(shown, turns, tokenizer, writing, 0.1)
         assert patches in ((64, 144) if number % 4 != 3 else (0,))
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids[1 : 1 + patches]) == shown

@@ -175,6 +175,7 @@ def save(model: nn.Module, name: str, pixels: int, run: Run, note: str) -> None:
     path = weights_path(name, pixels)
     tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
     write_card(path.with_suffix(".json"), f"{name} {pixels}", run, note)
 
 
