@@ -18,10 +18,10 @@ class Model(nn.Module):
         self.projector = nn.Linear(3, 3)
 
 
-def groups(stage: Stage) -> dict[str, tuple[float, float]]:
-    """Parameter name -> (peak, weight decay)."""
+def groups(stage: Stage, frozen: str = "projector") -> dict[str, tuple[float, float]]:
+    """Name of each trained parameter -> (peak, weight decay)."""
     model = Model()
-    model.projector.requires_grad_(False)
+    model.get_submodule(frozen).requires_grad_(False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: (group["peak"], group["weight_decay"])
@@ -47,7 +47,7 @@ def test_weight_decay_falls_on_matrices_only():
 @pytest.mark.parametrize("part", ["vision", "projector"])
 def test_a_part_may_have_its_own_learning_rate(part: str):
     own = {f"{part}_learning_rate": 0.01}
-    found = groups(Stage(learning_rate=0.1, weight_decay=0.2, **own))
+    found = groups(Stage(learning_rate=0.1, weight_decay=0.2, **own), frozen="llm")
     rates = {name: peak for name, (peak, _) in found.items()}
     assert {peak for name, peak in rates.items() if name.startswith(f"{part}.")} == {0.01}
     assert {peak for name, peak in rates.items() if not name.startswith(f"{part}.")} == {0.1}
