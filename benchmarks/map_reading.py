@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 
 import torch
@@ -75,10 +76,13 @@ def main() -> None:
     llm = design_space().part("llm", options.llm, {})
     writing, model = prompt_format(llm, load_tokenizer(llm)), load_language_model(llm).eval()
     right = defaultdict[str, list[tuple[bool, bool]]](list)
-    for kind, shown, question, turn in asked(options.scenes):
+    questions = asked(options.scenes)
+    for done, (kind, shown, question, turn) in enumerate(questions):
+        print(f"\r{done}/{len(questions)} questions", end="", file=sys.stderr, flush=True)
         empty = f" {OUTSIDE}" * len(shown.split())
         right[kind].append(tuple(is_right(model, writing, each, question, turn) for each in (shown, empty)))
     table = {}
+    print(file=sys.stderr)
     print(f"{'kind':28}{'questions':>10}{'map':>8}{'empty':>8}")
     for kind, pairs in sorted(right.items()):
         read, blind = (sum(each) / len(pairs) for each in zip(*pairs, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prism_sweeps.config.compose import design_space
-from prism_sweeps.data.nano_world.scenes import SIMPLE, Scene, scene
+from prism_sweeps.data.nano_world.captions import coordinates
+from prism_sweeps.data.nano_world.expressions import box_text
+from prism_sweeps.data.nano_world.scenes import SIMPLE, Scene, SceneStyle, generator, scene
+from prism_sweeps.data.nano_world.words import CATEGORIES, plural
 from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.resize import square
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo import language, towers
 from prism_sweeps.training.zoo.contrastive import pooled, sigmoid_loss, softmax_loss
-from prism_sweeps.training.zoo.maps import place_codes, words
+from prism_sweeps.training.zoo.maps import EASY, FULL, boxes, map_of, place_codes, register, words
 from prism_sweeps.training.zoo.pictures import covered, regions, squared
+from prism_sweeps.training.zoo.reading import balances, conversations, documents
 
 
 def run_to(last: int | None, folder: Path, samples: int = 24, seed: int = 0) -> tuple[dict[str, Tensor], towers.Run]:
@@ -132,7 +137,7 @@ def test_a_map_says_what_stands_where() -> None:
 def test_the_map_of_a_conversation_stands_where_the_image_will(name: str) -> None:
     tokenizer = language.load_zoo_tokenizer(ZOO / name)
     writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
-    for number, (shown, turns) in enumerate(language.conversations(range(8))):
+    for number, (shown, turns) in enumerate(conversations(range(8))):
         ids, weights, patches, _ = language.conversed(shown, turns, tokenizer, writing, 0.1)
         assert patches in ((64, 144) if number % 4 != 3 else (0,))
         assert ids[0] == tokenizer.bos_token_id
@@ -143,9 +148,77 @@ def test_the_map_of_a_conversation_stands_where_the_image_will(name: str) -> Non
         assert not any(weights[: 1 + patches])
 
 
+@pytest.mark.parametrize("asked", [0.0, 0.6])
+def test_entries_of_a_register_hold_for_its_scene(asked: float) -> None:
+    """Keys and questions found in the text, their answers where the spans say, compared with what stands in the scene."""
+    checked = Counter[str]()
+    for number in range(60):
+        text, spans, mapped = register(number, EASY, asked)
+        drawn, shown = map_of(number, generator("pretrain registers", number), EASY)
+        things = Counter(thing.category for thing in drawn.things)
+        names = {name: category for category in CATEGORIES for name in (category, plural(category))}
+        assert text.startswith(shown)
+        assert len(shown.split()) == mapped
+        before = 0
+        for first, last in spans:
+            key, said = text[before:first], text[first:last].strip(" ;\n")
+            before = last - 1
+            found = re.search(r"(count|how many|any|is there an?) ([a-z]+)", key)
+            if found is not None:
+                there = things[names[found[2]]]
+                assert said == (str(there) if said.isdigit() else "Yes" if there else "No"), (text, key)
+                checked[said] += 1
+    assert min(checked[said] for said in ("Yes", "No", "0", "1")) > 30
+    assert ("\nIn:" in "".join(register(number, EASY, asked)[0] for number in range(60))) == (asked > 0)
+
+
+def test_boxes_are_listed_once_for_each_thing() -> None:
+    """And each is the box of a thing in the scene."""
+    shared, listed = balances(), 0
+    for number in range(40):
+        text, spans, _ = boxes(number, shared)
+        drawn, _ = map_of(number, generator("pretrain boxes", number), FULL)
+        there = {box_text(coordinates(drawn, thing)) for thing in drawn.things}
+        found = [text[first:last].strip(" ;\n") for first, last in spans]
+        assert set(found) <= there
+        assert len(found) == len(set(found))
+        listed += len(found)
+    assert listed > 60
+
+
+@pytest.mark.parametrize("strategy", ["naive", "letterbox"])
+@pytest.mark.parametrize("side", [4, 8])
+def test_a_map_names_everything_that_is_not_covered(strategy: str, side: int) -> None:
+    """A lone thing has its name on the map, however small it is."""
+    for number in range(40):
+        drawn = scene("names on maps", number, SceneStyle(things=(1, 1), sizes=(1.0, 0.0, 0.0), signs=0.0))
+        assert drawn.things[0].category in words(drawn, side, strategy, generator("names", number))
+
+
+def test_early_rows_are_also_judged_half_way_up() -> None:
+    """Against transformers' own loss, with half of the layers cut off."""
+    llm = design_space().part("llm", "nano-base", {})
+    torch.manual_seed(0)
+    model = language.new_llama(llm)
+    ids = [0, *range(10, 30)]
+    weights = [0.0] * 11 + [1.0] * 10
+    row = language.Weighted(ids, weights, 0)
+    labels = torch.tensor([[-100] * 11 + ids[11:]])
+
+    def theirs() -> Tensor:
+        return model(input_ids=torch.tensor([ids]), labels=labels).loss
+
+    whole = theirs()
+    assert torch.allclose(language._loss(model, [row]), whole, atol=1e-5)
+    both = language._loss(model, [row._replace(early=True)])
+    model.model.layers = model.model.layers[:2]
+    assert torch.allclose(both, whole + theirs(), atol=1e-5)
+    assert not torch.allclose(whole, theirs(), atol=1e-3)
+
+
 def test_answers_are_balanced_over_documents() -> None:
     """As often Yes as No, in no order: what came before in a document does not tell what comes next."""
-    texts = [text for text, _, _ in language.documents(range(400))]
+    texts = [text for text, _, _ in documents(range(400))]
     exists = [re.findall(r"is there an? [a-z]+ in the image\?[^:]*: (Yes|No)", text) for text in texts]
     said = [answer for answers in exists for answer in answers]
     assert len(said) > 300

@@ -66,8 +66,8 @@ def write_chat(path: Path, questions: list[Question]) -> None:
 def conversation(image: int, questions: list[Question]) -> dict[str, Any]:
     """All that is asked about an image, in an order of its own; the first question says how to answer, for all.
 
-    Each kind of question is then now and then the first, as every question of the test is, and a conversation has half
-    the tokens it would have with the hint in every turn.
+    Each kind of question is then now and then the first, as every question of the test is, and the hint takes its
+    tokens once instead of in each of some ten turns.
     """
     turns = []
     for number, question in enumerate(Random(image).sample(questions, len(questions))):

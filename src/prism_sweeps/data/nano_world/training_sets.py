@@ -44,7 +44,7 @@ SPLIT = "train"
 SOURCES = ("align", "instruct", "language", "lvis4v", "lrv")
 _LOOKS = ("simple", "ordinary", "crowded", "photo", "diagram")
 _STYLES = {"simple": SIMPLE, "ordinary": ORDINARY, "crowded": CROWDED, "photo": PHOTO}
-_CAPTION_REQUESTS = ("Describe the image.", "What is in the image?", "Write a caption for the image.")
+CAPTION_REQUESTS = ("Describe the image.", "What is in the image?", "Write a caption for the image.")
 _DETAIL_REQUESTS = ("Describe the image in detail.", "Write a detailed description of the image.")
 
 
@@ -118,9 +118,9 @@ def _record(source: str, picture: Picture, turns: list[Turn]) -> Record:
 def _captioned(subject: Scene | Diagram, rng: np.random.Generator) -> list[Turn]:
     if isinstance(subject, Diagram):
         return [
-            (pick(rng, _CAPTION_REQUESTS), f"a diagram from {', then '.join(f'the {name}' for name in subject.steps)}")
+            (pick(rng, CAPTION_REQUESTS), f"a diagram from {', then '.join(f'the {name}' for name in subject.steps)}")
         ]
-    return [(pick(rng, _CAPTION_REQUESTS), caption(subject, rng))]
+    return [(pick(rng, CAPTION_REQUESTS), caption(subject, rng))]
 
 
 def _detailed(scene: Scene, rng: np.random.Generator) -> list[Turn]:

@@ -6,8 +6,7 @@ Shapes: B documents, T tokens, P words of a map, D width.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +26,10 @@ from transformers import (
 
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.schema import LanguageModel
-from prism_sweeps.data.nano_world import questions, relations
-from prism_sweeps.data.nano_world.balance import Balance
-from prism_sweeps.data.nano_world.captions import caption, describe
-from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
-from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, scene
-from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import EASY, FULL, map_exam, map_of, place_codes, register
+from prism_sweeps.training.zoo.maps import EASY, boxes, place_codes, register
+from prism_sweeps.training.zoo.reading import balances, captioned, conversation, conversations, document, documents
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -47,31 +41,15 @@ CHAT = (
     "{% else %}<|assistant|> {{ m['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-REGISTERS, ASKED, DOCUMENTS = 7_200, 6_400, 6_400
-"""Registers of small maps come before all documents, first as plain entries, then with questions among them: they are
-where looking up is learned, and without it longer texts teach nothing."""
-CONVERSATIONS, CHATS = 6_400, 2_400
-"""Conversations that end the training of nano-base, and those that nano-instruct is tuned on after it."""
-BALANCES = 16
-"""Balances that take turns at random: with a single one Yes and No alternate, and each answer tells the next."""
+REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
+"""Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
+looking up begins, hundreds of steps before it does in longer texts."""
+READ_FROM = REGISTERS + ASKED
+CHATS = 2_400
+"""Conversations that nano-instruct is tuned on after nano-base."""
 LONGEST = 384
-HINT = "\nAnswer the question using a single word or phrase."
-LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
 BESIDES = 0.1
 """Weight of a token that is not of an answer: what is asked next cannot be known, what the answer is can."""
-
-READABLE = (
-    questions.exists,
-    questions.count,
-    questions.background_colour,
-    questions.background_pattern,
-    questions.on_tile,
-    questions.tile_colour,
-    questions.which_size,
-    questions.sign_word,
-    relations.kind_on_tile,
-)
-"""Kinds of question that a caption answers. Places are left out of some captions, so they are not asked for."""
 
 
 class Weighted(NamedTuple):
@@ -89,71 +67,6 @@ def load_zoo_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def told_scene(number: int, balance: Balance) -> tuple[str, list[Turn]]:
-    """A scene in words (a caption or a dense description) and a dialogue about it."""
-    rng = generator("pretrain text", number)
-    told = scene("pretrain text", number, ORDINARY if number % 4 == 1 else SIMPLE)
-    # Boxes are long: few scenes, and only simple ones, are told with them.
-    text = describe(told, rng) if number % 8 == 0 else caption(told, rng)
-    return text, dialogue(told, rng, balance)
-
-
-def exam(number: int, rng: np.random.Generator, balances: Sequence[Balance]) -> tuple[str, list[Turn]]:
-    """A caption and up to eighteen short questions that it answers, two of each kind, in any order."""
-    told = scene("pretrain text", number, ORDINARY if number % 3 == 0 else SIMPLE)
-    asked = dict[str, str]()
-    for family in (*READABLE, *READABLE):
-        found = [question for question in family(told) if question.text not in asked]
-        question = pick(rng, balances).choose(rng, found)
-        if question is not None:
-            asked[question.text] = question.answer
-    turns = list(asked.items())
-    return caption(told, rng), [turns[index] for index in rng.permutation(len(turns))]
-
-
-def documents(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[int, int]], int]]:
-    """The documents of these numbers, answers balanced over all of them: where No is the rule, looking does not pay."""
-    balances = [Balance() for _ in range(BALANCES)]
-    return (document(number, balances) for number in numbers)
-
-
-def document(number: int, balances: Sequence[Balance]) -> tuple[str, list[tuple[int, int]], int]:
-    """Text of the kind a base model reads, where in it answers stand (characters), and how many words its map has.
-
-    A map or a description, then questions with their answers, in several layouts. Most are exams: looking an answer up
-    in what was just read is learned late, from thousands of questions, and exams hold the most in the fewest tokens.
-    """
-    rng = generator("pretrain layout", number)
-    spans, said, mapped = [], "", 0
-    if number % 10 == 5:
-        return register(number + REGISTERS + ASKED, FULL, 0.6)
-    if number % 10 < 5:
-        text, said, turns = map_exam(number, balances)
-        mapped = len(text.split())
-    elif number % 10 < 8:
-        text, turns = exam(number, rng, balances)
-    else:
-        balance = pick(rng, balances)
-        text, turns = told_scene(number, balance) if number % 10 == 8 else ("", text_only(rng, number, balance))
-    if said:
-        spans.append((len(text) + 1, len(text) + len(said) + 2))
-        text += f"\n{said}"
-    ask, answer = pick(rng, LAYOUTS)
-    for question, said in turns:
-        if skipped(question, said, rng):
-            continue
-        plain = question.removesuffix(HINT) if rng.random() < 0.8 and "Unanswerable" not in question else question
-        text += f"{chr(10) if text else ''}{ask} {plain}\n{answer}"
-        spans.append((len(text), len(text) + len(said) + 2))
-        text += f" {said}"
-    return text, spans, mapped
-
-
-def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
-    """Long lists of options take many tokens and teach little reading: most are left out."""
-    return question.count("\n") > 8 and rng.random() < 0.85
-
-
 def weighted(text: str, spans: list[tuple[int, int]], mapped: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
     """A document with BOS and EOS; answers, with the line break that ends them, count in full, and maps not at all."""
     found = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=LONGEST)
@@ -162,23 +75,6 @@ def weighted(text: str, spans: list[tuple[int, int]], mapped: int, tokenizer: Pr
     ]
     ids = [tokenizer.bos_token_id, *found["input_ids"], tokenizer.eos_token_id]
     return Weighted(ids, [0.0] * (1 + mapped) + [*weights[mapped:], BESIDES], mapped)
-
-
-def conversations(numbers: Iterable[int]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The conversations of these numbers, answers balanced over all of them."""
-    balances = [Balance() for _ in range(BALANCES)]
-    return (conversation(number, pick(generator("pretrain balances", number), balances)) for number in numbers)
-
-
-def conversation(number: int, balance: Balance) -> tuple[str, list[tuple[str, str]]]:
-    """A map and the turns of a dialogue about its scene, in the prompts of the benchmarks; every fourth without map."""
-    rng = generator("pretrain conversations", number)
-    if number % 4 == 3:
-        shown, turns = "", text_only(rng, number + DOCUMENTS, balance)
-    else:
-        drawn, shown = map_of(number + DOCUMENTS, rng, FULL)
-        turns = dialogue(drawn, rng, balance)
-    return shown, [(role, said) for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)]
 
 
 def conversed(
@@ -205,7 +101,7 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIALS],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for text, _, _ in documents(range(1_200))), trainer)
+    tokenizer.train_from_iterator((text for text, _, _ in documents(range(READ_FROM, READ_FROM + 1_200))), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -221,22 +117,30 @@ def train_base(folder: Path, scale: float) -> None:
     place = ZOO / "nano-base"
     tokenizer = train_tokenizer(llm)
     tokenizer.save_pretrained(place)
-    run = Run(round(scale * (REGISTERS + ASKED + DOCUMENTS)), batch=16, learning_rate=2e-3, scale=scale)
+    run = Run(round(scale * (REGISTERS + ASKED + READ)), batch=16, learning_rate=2e-3, scale=scale)
     plain = [_plain(number, tokenizer) for number in range(round(scale * REGISTERS))]
     asked = [
         weighted(*register(number, EASY, 0.6), tokenizer) if number % 2 else _plain(number, tokenizer)
         for number in range(REGISTERS, REGISTERS + round(scale * ASKED))
     ]
-    rest = [weighted(*written, tokenizer) for written in documents(range(round(scale * DOCUMENTS)))]
+    read = list(_read(range(READ_FROM, READ_FROM + round(scale * READ)), tokenizer, prompt_format(llm, tokenizer)))
     torch.manual_seed(run.seed)
     model = new_llama(llm)
-    _learn(model, [plain, asked, rest], run, "nano-base", folder)
-    note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
-    _save(model, place, run, note)
-    spent = time.process_time() - run.cpu_started
-    note = f"{note}: {run.samples} documents in {spent:.0f} CPU seconds, then conversations"
-    run = Run(round(scale * CONVERSATIONS), batch=16, learning_rate=1.5e-3, scale=scale)
-    _converse("nano-base", "nano-base", run, BESIDES, note, folder)
+    _learn(model, [plain, asked, read], run, "nano-base", folder)
+    _save(model, place, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
+
+
+def _read(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat) -> Iterator[Weighted]:
+    """Captions and conversations, three of ten each, in the prompts a VLM will meet; two of boxes, two of documents."""
+    shared = balances()
+    for number in numbers:
+        kind = number % 10
+        if kind < 3:
+            yield conversed(*captioned(number), tokenizer, writing, BESIDES)
+        elif kind < 6:
+            yield conversed(*conversation(number, shared), tokenizer, writing, BESIDES)
+        else:
+            yield weighted(*(boxes(number, shared) if kind < 8 else document(number, shared)), tokenizer)
 
 
 def _plain(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
@@ -249,17 +153,12 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(ZOO / "nano-instruct")
     run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
-    _converse("nano-base", "nano-instruct", run, 0.0, "nano-base, tuned on conversations", folder)
-
-
-def _converse(start: str, name: str, run: Run, beside: float, note: str, folder: Path) -> None:
-    """Goes on from the weights of `start` with conversations in the prompt format of `name`."""
-    tokenizer = load_zoo_tokenizer(ZOO / name)
-    writing = prompt_format(design_space().part("llm", name, {}), tokenizer)
-    rows = [conversed(*said, tokenizer, writing, beside) for said in conversations(range(run.samples))]
-    model = AutoModelForCausalLM.from_pretrained(ZOO / start, dtype=torch.float32)
-    _learn(model, [rows], run, f"{name} conversations", folder)
-    _save(model, ZOO / name, run, note)
+    writing = prompt_format(design_space().part("llm", "nano-instruct", {}), tokenizer)
+    first = READ_FROM + READ
+    rows = [conversed(*said, tokenizer, writing, 0.0) for said in conversations(range(first, first + run.samples))]
+    model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
+    _learn(model, [rows], run, "nano-instruct", folder)
+    _save(model, ZOO / "nano-instruct", run, "nano-base, tuned on conversations")
 
 
 def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
@@ -305,8 +204,8 @@ def _learn(model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, titl
 def _loss(model: PreTrainedModel, rows: list[Weighted]) -> Tensor:
     """Weighted cross entropy, and that of the early rows' answers as the model would give them half way up.
 
-    Such deep supervision (Lee et al. 2015) is why questions work at all: an answer that is found in the last layer
-    stands under the word that was looked up, and no layer is left to bring it to where it is asked for.
+    Such deep supervision (Lee et al. 2015) is there because an answer that is found in the last layer stands under the
+    word that was looked up, and no layer is left to bring it to where it is asked for.
     """
     ids_BT, weights_BT = _padded(rows)
     embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in rows])

@@ -8,7 +8,6 @@ Shapes: P words of a map, D width.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_sweeps.data.nano_world.balance import Balance
-from prism_sweeps.data.nano_world.captions import caption, coordinates, place
+from prism_sweeps.data.nano_world.balance import Balance, Question
+from prism_sweeps.data.nano_world.captions import caption, coordinates
 from prism_sweeps.data.nano_world.dialogues import Turn
-from prism_sweeps.data.nano_world.expressions import among_clutter, by_attributes, in_sentences, with_places
-from prism_sweeps.data.nano_world.facts import some_absent
+from prism_sweeps.data.nano_world.expressions import among_clutter, box_text, by_attributes, in_sentences, with_places
+from prism_sweeps.data.nano_world.facts import some_absent, uniques
 from prism_sweeps.data.nano_world.prompts import BOX
 from prism_sweeps.data.nano_world.questions import (
+    Family,
     background_colour,
     background_pattern,
     count,
@@ -35,7 +35,6 @@ from prism_sweeps.data.nano_world.questions import (
     what_at,
     where,
     which_size,
-    yes_no,
 )
 from prism_sweeps.data.nano_world.relations import (
     beside,
@@ -55,14 +54,13 @@ from prism_sweeps.data.nano_world.scenes import (
     Box,
     Scene,
     SceneStyle,
-    Thing,
     footprint,
     generator,
     pick,
     pick_weighted,
     scene,
 )
-from prism_sweeps.data.nano_world.words import article, plural
+from prism_sweeps.data.nano_world.words import plural
 from prism_sweeps.training.zoo.pictures import covered, squared
 
 
@@ -91,6 +89,8 @@ PRESENT = (
     *(background_colour, background_pattern, sign_exists, tile_beside, tile_of_group, kind_on_tile, related),
     *(same_tile, larger, statements, statements, statements),
 )
+LOOKED_UP: dict[Family, str] = {where: "place", tile_colour: "tile", on_tile: "on", which_size: "the"}
+"""Families whose questions name what to look up, and how the keys of their entries begin."""
 BOXES = (with_places, by_attributes, in_sentences, among_clutter)
 
 
@@ -113,18 +113,38 @@ class Entry(NamedTuple):
     answer: str
 
 
-def register(number: int, lesson: Lesson, asked: float) -> tuple[str, list[tuple[int, int]], int]:
-    """A map and up to sixteen entries about what is on it and what is not; where answers stand; the map's words.
+Written = tuple[str, list[tuple[int, int]], int]
+"""A text, where in it answers stand (characters, with the one after them), and how many words its map has."""
+
+
+def register(number: int, lesson: Lesson, asked: float) -> Written:
+    """A map and up to sixteen entries about what is on it and what is not.
 
     An entry ends on the word to look up, so that a single step of attention finds the answer. A share `asked` of them
     puts more between that word and the answer, up to a whole question: one step finds, another one fetches.
     """
     rng = generator("pretrain registers", number)
     drawn, text = map_of(number, rng, lesson)
-    mapped, spans = len(text.split()), []
     entries = _entries(drawn, rng)
-    for index in rng.permutation(len(entries))[:ENTRIES]:
-        key, question, said = entries[index]
+    return _listed(text, [entries[index] for index in rng.permutation(len(entries))[:ENTRIES]], asked, rng)
+
+
+def boxes(number: int, balances: Sequence[Balance]) -> Written:
+    """A map and up to seven expressions with the boxes of what they refer to, each thing once."""
+    rng = generator("pretrain boxes", number)
+    drawn, text = map_of(number, rng, FULL)
+    found = [question for family in BOXES for question in family(drawn)]
+    entries = dict[str, Entry]()
+    for _ in range(7):
+        question = pick(rng, balances).choose(rng, [each for each in found if each.answer not in entries])
+        if question is not None:
+            entries[question.answer] = Entry(question.text, BOX.format(question=question.text), question.answer)
+    return _listed(text, list(entries.values()), 0.3, rng)
+
+
+def _listed(text: str, entries: list[Entry], asked: float, rng: np.random.Generator) -> Written:
+    mapped, spans = len(text.split()), []
+    for key, question, said in entries:
         text += _put(key, question, rng) if rng.random() < asked else f"; {key}"
         spans.append((len(text), len(text) + len(said) + 1))
         text += f" {said}"
@@ -138,34 +158,27 @@ def _put(key: str, question: str, rng: np.random.Generator) -> str:
 
 
 def _entries(drawn: Scene, rng: np.random.Generator) -> list[Entry]:
-    by_category = defaultdict[str, list[Thing]](list)
-    for thing in drawn.things:
-        by_category[thing.category].append(thing)
-    tiles = Counter(thing.tile for thing in drawn.things)
+    any_one = {question.mentions[0]: question for question in exists(drawn)}
+    number = {question.mentions[0]: question for question in count(drawn)}
+    present = dict.fromkeys(thing.category for thing in drawn.things)
     entries = []
-    for name in (*by_category, *some_absent(drawn, len(by_category) + 1)):
-        things = by_category.get(name, [])
-        number = Entry(f"count {name}", f"how many {plural(name)} are there?", str(len(things)))
-        any_one = Entry(f"any {name}", f"is there {article(name)} in the image?", yes_no(bool(things)))
-        entries.append(pick(rng, (number, any_one)))
-        if len(things) == 1:
-            entries += _of_one(drawn, things[0], tiles[things[0].tile] == 1, rng)
+    for name in (*present, *some_absent(drawn, len(present) + 1)):
+        if name in number and rng.random() < 0.5:
+            entries.append(_entry(f"count {pick(rng, (name, plural(name)))}", number[name]))
+        else:
+            entries.append(_entry(f"any {name}", any_one[name]))
+    for family, word in LOOKED_UP.items():
+        entries += [_entry(f"{word} {question.topic.split()[1]}", question) for question in family(drawn)]
+    for name, thing in uniques(drawn).items():
+        entries.append(Entry(f"size {name}", f"how large is the {name}?", thing.size))
+        if rng.random() < BOXED:
+            box = box_text(coordinates(drawn, thing))
+            entries.append(Entry(f"box {name}", BOX.format(question=name), box))
     return entries
 
 
-def _of_one(drawn: Scene, thing: Thing, alone: bool, rng: np.random.Generator) -> list[Entry]:
-    name = thing.category
-    entries = [
-        Entry(f"place {name}", f"where is the {name}?", place(drawn, thing)),
-        Entry(f"size {name}", f"how large is the {name}?", thing.size),
-    ]
-    if thing.tile is not None:
-        entries.append(Entry(f"tile {name}", f"what colour is the tile under the {name}?", thing.tile))
-        entries += [Entry(f"on {thing.tile}", f"what is on the {thing.tile} tile?", name)] if alone else []
-    if rng.random() < BOXED:
-        numbers = ", ".join(f"{edge:.2f}" for edge in coordinates(drawn, thing))
-        entries.append(Entry(f"box {name}", BOX.format(question=name), f"[{numbers}]"))
-    return entries
+def _entry(key: str, question: Question) -> Entry:
+    return Entry(key, question.text, question.answer)
 
 
 def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene, str]:
@@ -203,14 +216,19 @@ def _questions(drawn: Scene, rng: np.random.Generator, balances: Sequence[Balanc
 
 
 def words(drawn: Scene, side: int, strategy: str, rng: np.random.Generator) -> list[str]:
-    """side × side words. Where a thing has several properties, its patches tell one each, the category most often."""
+    """side × side words. Where a thing has several properties, its patches tell one each, the category most often.
+
+    At least one of its patches tells the category.
+    """
     ground = (drawn.background, drawn.background, drawn.texture)
     canvas = set(covered(squared((0.0, 0.0, drawn.width, drawn.height), drawn, strategy), side))
     found = [pick(rng, ground) if cell in canvas else OUTSIDE for cell in range(side * side)]
 
     def write(box: Box, said: tuple[str, ...]) -> None:
-        for cell in covered(squared(box, drawn, strategy), side):
+        cells = covered(squared(box, drawn, strategy), side)
+        for cell in cells:
             found[cell] = pick(rng, said)
+        found[pick(rng, cells)] = said[0]
 
     for thing in drawn.things:
         if thing.tile is not None:
