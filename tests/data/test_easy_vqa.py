@@ -39,6 +39,27 @@ def test_training_questions_are_those_of_the_package(folder: Path):
     assert len(conversations) == len(set(images))
 
 
+def test_captions_agree_with_all_that_is_said_about_an_image(folder: Path):
+    """Where a question says a shape or colour is there, it is the caption's; where it is not there, it is not."""
+    texts, answers, images = package.get_train_questions()
+    asked = list(zip(texts, answers, images, strict=True))
+    captions = {
+        int(conversation.image.stem): conversation.turns[1][1].split()
+        for conversation in read_conversations(folder / "captions" / "chat.json", folder, "captions", None)
+    }
+    assert len(captions) == 3181
+    confirmed = 0
+    for text, answer, image in asked:
+        if image not in captions or answer not in ("yes", "no"):
+            continue
+        words = set(text.strip("?").split())
+        named = words & {*easy_vqa.SHAPES, *easy_vqa.COLOURS}
+        there = (answer == "yes") != bool(words & {"no", "not"})
+        assert (named <= set(captions[image])) == there, (text, answer, captions[image])
+        confirmed += 1
+    assert confirmed > 20_000
+
+
 def test_index_holds_every_test_question_once(folder: Path):
     rows = [json.loads(line) for line in (folder / "test" / "index.jsonl").read_text().splitlines()]
     texts, answers, images = package.get_test_questions()

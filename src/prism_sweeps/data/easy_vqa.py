@@ -19,6 +19,7 @@ from prism_sweeps.config.errors import DataError
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+REQUEST = "What is in the image?"
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 
 
@@ -29,7 +30,7 @@ class Question(NamedTuple):
 
 
 def prepare_easy_vqa(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
-    """Writes `train/chat.json` (one conversation per image), `test/index.jsonl`, and their images.
+    """Writes `train/chat.json`, `captions/chat.json` and `test/index.jsonl`, with their images.
 
     Raises DataError when the package `easy-vqa` is not installed.
     """
@@ -37,7 +38,9 @@ def prepare_easy_vqa(folder: Path, workers: int, progress: Callable[[int, int, s
     for done, split in enumerate(("train", "test")):
         progress(done, 2, f"easy-vqa {split}")
         shutil.copytree(package / split / "images", folder / split / "images")
-    write_chat(folder / "train" / "chat.json", read_questions(package / "train" / "questions.json"))
+    questions = read_questions(package / "train" / "questions.json")
+    write_chat(folder / "train" / "chat.json", questions)
+    write_captions(folder / "captions" / "chat.json", questions)
     write_index(folder / "test" / "index.jsonl", read_questions(package / "test" / "questions.json"))
     progress(2, 2, "easy-vqa")
 
@@ -56,11 +59,36 @@ def read_questions(path: Path) -> list[Question]:
 
 def write_chat(path: Path, questions: list[Question]) -> None:
     """All questions about an image as one conversation; image paths are relative to the dataset's folder."""
-    by_image: defaultdict[int, list[Question]] = defaultdict(list)
+    _write_entries(path, [conversation(image, group) for image, group in by_image(questions)])
+
+
+def write_captions(path: Path, questions: list[Question]) -> None:
+    """A caption for each image whose colour and shape are told: easy-VQA itself has no alignment data."""
+    told = [(image, caption(group)) for image, group in by_image(questions)]
+    entries = [
+        entry(image, [{"from": "human", "value": f"<image>\n{REQUEST}"}, {"from": "gpt", "value": said}])
+        for image, said in told
+        if said is not None
+    ]
+    _write_entries(path, entries)
+
+
+def by_image(questions: list[Question]) -> list[tuple[int, list[Question]]]:
+    groups: defaultdict[int, list[Question]] = defaultdict(list)
     for question in questions:
-        by_image[question.image].append(question)
-    entries = [conversation(image, group) for image, group in sorted(by_image.items())]
-    path.write_text(json.dumps(entries), encoding="utf-8")
+        groups[question.image].append(question)
+    return sorted(groups.items())
+
+
+def caption(questions: list[Question]) -> str | None:
+    """As in "a blue circle", from the questions about an image and their answers; None if they leave it open.
+
+    "what color is the circle?" tells the shape as well, "what is the blue shape?" the colour.
+    """
+    open_ones = [question for question in questions if question.answer in SHAPES + COLOURS]
+    words = {word for question in open_ones for word in (question.answer, *question.text.strip("?").split())}
+    shapes, colours = words & set(SHAPES), words & set(COLOURS)
+    return f"a {colours.pop()} {shapes.pop()}" if shapes and colours else None
 
 
 def conversation(image: int, questions: list[Question]) -> dict[str, Any]:
@@ -73,7 +101,16 @@ def conversation(image: int, questions: list[Question]) -> dict[str, Any]:
     for number, question in enumerate(Random(image).sample(questions, len(questions))):
         text = f"<image>\n{question.text}{SHORT_ANSWER}" if number == 0 else question.text
         turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
+    return entry(image, turns)
+
+
+def entry(image: int, turns: list[dict[str, str]]) -> dict[str, Any]:
     return {"id": f"easy-vqa-{image}", "image": f"train/images/{image}.png", "conversations": turns}
+
+
+def _write_entries(path: Path, entries: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries), encoding="utf-8")
 
 
 def write_index(path: Path, questions: list[Question]) -> None:

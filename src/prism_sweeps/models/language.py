@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import LanguageModel
@@ -48,6 +49,8 @@ def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) 
     if isinstance(place, int):
         with private_seed(place):
             return LlamaForCausalLM(_llama_config(llm)).to(dtype)
+    if llm.weights.startswith("zoo:"):
+        logging.disable_progress_bar()  # loaded before one could be read
     try:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
