@@ -37,7 +37,6 @@ def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
         (("resolution=224",), "it has them at: 64, 96;"),
         (("backbone=clip-vit-l", "resolution=384"), "have 384 px: dinosiglip-so400m, dinov2-vit-l, siglip-so400m"),
         (("backbone=dinoclip-vit-l", "resolution=384"), "(tower 'clip'); it has them at: 224, 336"),
-        (("stages=nano-two-stage", "data_mix=easy-vqa"), "mixes that have it: nano, nano-lrv, nano-lvis4v"),
         (("backbone.towers.clip.patch=7",), "64 px are no multiple of the patch 7 of tower 'clip'; fit: (none)"),
         (("backbone=nano-dinosiglip", "backbone.towers.siglip.patch=16"), "'dinov2' 64, 'siglip' 16"),
         (("backbone.towers.clip.source=timmm",), "did you mean 'timm'"),
@@ -89,13 +88,16 @@ def test_a_chain_or_backbone_of_nothing_is_refused(tmp_path: Path) -> None:
         check("backbone=blind", config_dir=tmp_path)
 
 
-def test_suggestions_include_a_users_choices(tmp_path: Path) -> None:
+def test_a_mix_without_alignment_data_is_told_the_mixes_that_have_some(tmp_path: Path) -> None:
+    """Those of the package and the user's own."""
     (tmp_path / "data_mix").mkdir()
+    (tmp_path / "data_mix/bare.yaml").write_text("name: bare\ninstruct: {a: {dataset: d, file: f}}")
     (tmp_path / "data_mix/mine.yaml").write_text(
         "name: mine\nalign: {a: {dataset: d, file: f}}\ninstruct: {a: {dataset: d, file: f}}"
     )
-    with pytest.raises(ConfigError, match="mixes that have it: mine, nano"):
-        check("stages=nano-two-stage", "data_mix=easy-vqa", config_dir=tmp_path)
+    with pytest.raises(ConfigError, match="mixes that have it: easy-vqa, mine, nano, nano-lrv"):
+        check("stages=nano-two-stage", "data_mix=bare", config_dir=tmp_path)
+    check("stages=nano-one-stage", "data_mix=bare", config_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

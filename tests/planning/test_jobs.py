@@ -22,7 +22,7 @@ def test_a_chain_hands_its_weights_on() -> None:
     assert finetune.parents == [align.fingerprint] == [stage(finetune).parent]
     assert (stage(align).name, stage(align).stage.epochs, list(stage(align).sources)) == ("align", 0.5, ["captions"])
     assert (stage(finetune).stage.epochs, stage(finetune).seed) == (2.0, 4)
-    assert sorted(stage(finetune).sources) == ["instruct", "language"]
+    assert sorted(stage(finetune).sources) == ["captions", "instruct", "language"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,13 @@ def test_a_stage_after_another_is_not_the_stage_alone() -> None:
 def test_the_order_of_trained_modules_and_sources_means_nothing() -> None:
     a, b = train("stages.chain.finetune.trains=[llm,projector]"), train()
     assert a[0].fingerprint == b[0].fingerprint
-    assert list(stage(train("data_mix=nano-lvis4v-lrv")[0]).sources) == ["instruct", "language", "lrv", "lvis4v"]
+    assert list(stage(train("data_mix=nano-lvis4v-lrv")[0]).sources) == [
+        "captions",
+        "instruct",
+        "language",
+        "lrv",
+        "lvis4v",
+    ]
 
 
 def test_one_evaluation_for_each_benchmark_and_condition() -> None:
