@@ -52,13 +52,15 @@ def status(store: Store, plan: Plan) -> dict[str, Any]:
         "study": plan.study,
         "store": str(store.root),
         "jobs": jobs,
-        "cells": [cell_status(cell, states) for cell in plan.cells],
+        "cells": [cell_status(plan, cell, states) for cell in plan.cells],
         "counts": dict(Counter(state["status"] for state in states.values())),
     }
 
 
-def cell_status(cell: PlannedCell, states: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    scores = [states[name]["result"]["score"] for name in cell.evaluate if states[name]["status"] == "done"]
+def cell_status(plan: Plan, cell: PlannedCell, states: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Where a cell stands. Its mean score, once all is evaluated, is that of the evaluations with the right images."""
+    done = [name for name in cell.evaluate if states[name]["status"] == "done"]
+    scores = [states[name]["result"]["score"] for name in done if plan.jobs[name].spec.condition == "real"]
     own = [*cell.train, *cell.evaluate]
     return {
         "id": cell.id,
@@ -68,9 +70,9 @@ def cell_status(cell: PlannedCell, states: dict[str, dict[str, Any]]) -> dict[st
         "state": cell_state([states[name]["status"] for name in own]),
         "trained": sum(states[name]["status"] == "done" for name in cell.train),
         "stages": len(cell.train),
-        "evaluated": len(scores),
+        "evaluated": len(done),
         "evaluations": len(cell.evaluate),
-        "mean_score": sum(scores) / len(scores) if scores and len(scores) == len(cell.evaluate) else None,
+        "mean_score": sum(scores) / len(scores) if scores and len(done) == len(cell.evaluate) else None,
         "seconds": sum(states[name]["seconds"] for name in own),
     }
 

@@ -49,12 +49,16 @@ def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) 
     if isinstance(place, int):
         with private_seed(place):
             return LlamaForCausalLM(_llama_config(llm)).to(dtype)
+    bars = logging.is_progress_bar_enabled()
     if llm.weights.startswith("zoo:"):
         logging.disable_progress_bar()  # loaded before one could be read
     try:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(_cannot_load(llm, "weights", error)) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     _check(llm, model)
     return model
 
