@@ -177,7 +177,7 @@ def test_boxes_are_listed_once_for_each_thing() -> None:
     """And each is the box of a thing in the scene."""
     shared, listed = balances(), 0
     for number in range(40):
-        text, spans, _ = boxes(number, shared)
+        text, spans, _ = boxes(number, shared, FULL)
         drawn, _ = map_of(number, generator("pretrain boxes", number), FULL)
         there = {box_text(coordinates(drawn, thing)) for thing in drawn.things}
         found = [text[first:last].strip(" ;\n") for first, last in spans]

@@ -28,8 +28,16 @@ from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.schema import LanguageModel
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import EASY, boxes, place_codes, register
-from prism_sweeps.training.zoo.reading import balances, captioned, conversation, conversations, document, documents
+from prism_sweeps.training.zoo.maps import EASY, FULL, POINTED, boxes, place_codes, register
+from prism_sweeps.training.zoo.reading import (
+    balances,
+    captioned,
+    conversation,
+    conversations,
+    document,
+    documents,
+    drill,
+)
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
 SPECIALS = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -45,6 +53,8 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
+DRILLED = 14_400
+"""Documents of a second run, on what the first one leaves half learned: boxes, numbers by letter, relations."""
 CHATS = 2_400
 """Conversations that nano-instruct is tuned on after nano-base."""
 LONGEST = 384
@@ -112,6 +122,12 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
+    """The two runs that nano-base is made by."""
+    read_base(folder, scale)
+    drill_base(folder, scale)
+
+
+def read_base(folder: Path, scale: float) -> None:
     """Next-token prediction: registers, documents, and conversations about maps written as the model's prompts are."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
@@ -127,7 +143,8 @@ def train_base(folder: Path, scale: float) -> None:
     torch.manual_seed(run.seed)
     model = new_llama(llm)
     _learn(model, [plain, asked, read], run, "nano-base", folder)
-    _save(model, place, run, f"next-token prediction on generated text, {BESIDES} of the weight off the answers")
+    note = f"next-token prediction on generated text, {BESIDES} of the weight off the answers"
+    _save(model, place, run, note, "reading.json")
 
 
 def _read(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat) -> Iterator[Weighted]:
@@ -140,7 +157,36 @@ def _read(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: P
         elif kind < 6:
             yield conversed(*conversation(number, shared), tokenizer, writing, BESIDES)
         else:
-            yield weighted(*(boxes(number, shared) if kind < 8 else document(number, shared)), tokenizer)
+            yield weighted(*(boxes(number, shared, FULL) if kind < 8 else document(number, shared)), tokenizer)
+
+
+def drill_base(folder: Path, scale: float) -> None:
+    """Goes on from `read_base`: seven of ten documents ask what takes the most questions, three keep up the rest."""
+    llm = design_space().part("llm", "nano-base", {})
+    place = ZOO / "nano-base"
+    tokenizer = load_zoo_tokenizer(place)
+    run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
+    first = READ_FROM + READ
+    rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    _learn(model, [rows], run, "nano-base drill", folder)
+    note = "the model of reading.json, drilled on boxes, numbers by letter and relations"
+    _save(model, place, run, note, "card.json")
+
+
+def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat) -> Iterator[Weighted]:
+    shared = balances()
+    for number in numbers:
+        kind = number // 5 % 10  # five at a time, as the number also chooses one of five styles of scene
+        if kind < 5:
+            yield weighted(*boxes(number, shared, POINTED, "naive"), tokenizer)
+        elif kind < 7:
+            asked = drill(number, "numbers" if kind == 5 else "relations", shared)
+            yield conversed(*asked, tokenizer, writing, BESIDES)
+        elif kind == 7:
+            yield conversed(*captioned(number), tokenizer, writing, BESIDES)
+        else:
+            yield conversed(*conversation(number, shared), tokenizer, writing, BESIDES)
 
 
 def _plain(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:
@@ -154,11 +200,11 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer.save_pretrained(ZOO / "nano-instruct")
     run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
     writing = prompt_format(design_space().part("llm", "nano-instruct", {}), tokenizer)
-    first = READ_FROM + READ
+    first = READ_FROM + READ + DRILLED
     rows = [conversed(*said, tokenizer, writing, 0.0) for said in conversations(range(first, first + run.samples))]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
     _learn(model, [rows], run, "nano-instruct", folder)
-    _save(model, ZOO / "nano-instruct", run, "nano-base, tuned on conversations")
+    _save(model, ZOO / "nano-instruct", run, "nano-base, tuned on conversations", "card.json")
 
 
 def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
@@ -247,7 +293,7 @@ def _padded(rows: list[Weighted]) -> tuple[Tensor, Tensor]:
     return ids_BT, weights_BT
 
 
-def _save(model: PreTrainedModel, folder: Path, run: Run, note: str) -> None:
+def _save(model: PreTrainedModel, folder: Path, run: Run, note: str, card: str) -> None:
     model.half().save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-    write_card(folder / "card.json", folder.name, run, note)
+    write_card(folder / card, folder.name, run, note)

@@ -76,6 +76,8 @@ EASY = Lesson((SIMPLE, ORDINARY, ORDINARY), (4, 6), (1.0, 1.0))
 """Small maps."""
 FULL = Lesson((SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED), (8, 12), (6.0, 1.0))
 """As many words as there are patches at 64 and at 96 pixels; long maps are rarer, as they cost more."""
+POINTED = Lesson((SIMPLE, ORDINARY, ORDINARY), (8, 12), (6.0, 1.0))
+"""Several things a map, as boxes need the most practice."""
 OUTSIDE = "-"
 ENTRIES, QUESTIONS = 16, 14
 BOXED = 0.2
@@ -129,10 +131,14 @@ def register(number: int, lesson: Lesson, asked: float) -> Written:
     return _listed(text, [entries[index] for index in rng.permutation(len(entries))[:ENTRIES]], asked, rng)
 
 
-def boxes(number: int, balances: Sequence[Balance]) -> Written:
-    """A map and up to seven expressions with the boxes of what they refer to, each thing once."""
+def boxes(number: int, balances: Sequence[Balance], lesson: Lesson, way: str = "") -> Written:
+    """A map and up to seven expressions with the boxes of what they refer to, each thing once.
+
+    way: how the scene is made square, any if "". A box is a fraction of the scene, so that a place on the map tells it
+    at once only where the scene fills the square (`naive`).
+    """
     rng = generator("pretrain boxes", number)
-    drawn, text = map_of(number, rng, FULL)
+    drawn, text = map_of(number, rng, lesson, way)
     found = [question for family in BOXES for question in family(drawn)]
     entries = dict[str, Entry]()
     for _ in range(7):
@@ -181,11 +187,11 @@ def _entry(key: str, question: Question) -> Entry:
     return Entry(key, question.text, question.answer)
 
 
-def map_of(number: int, rng: np.random.Generator, lesson: Lesson) -> tuple[Scene, str]:
-    """Scene `number` and its map, each word after a blank."""
+def map_of(number: int, rng: np.random.Generator, lesson: Lesson, way: str = "") -> tuple[Scene, str]:
+    """Scene `number` and its map, each word after a blank; made square by `way`, or by either way if ""."""
     drawn = scene("pretrain maps", number, lesson.styles[number % len(lesson.styles)])
     side = pick_weighted(rng, lesson.sides, lesson.weights)
-    return drawn, "".join(f" {word}" for word in words(drawn, side, pick(rng, ("naive", "letterbox")), rng))
+    return drawn, "".join(f" {word}" for word in words(drawn, side, way or pick(rng, ("naive", "letterbox")), rng))
 
 
 def place_codes(side: int, width: int) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 from prism_sweeps.data.nano_world import questions, relations
 from prism_sweeps.data.nano_world.balance import Balance
 from prism_sweeps.data.nano_world.captions import caption, describe
-from prism_sweeps.data.nano_world.dialogues import Turn, dialogue
+from prism_sweeps.data.nano_world.dialogues import Form, Turn, dialogue, short, tally, truth
+from prism_sweeps.data.nano_world.questions import Family
 from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, pick_weighted, scene
 from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.data.nano_world.training_sets import CAPTION_REQUESTS
@@ -103,6 +104,17 @@ def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
     return question.count("\n") > 8 and rng.random() < 0.85
 
 
+DRILLS: dict[str, tuple[tuple[Family, Form], ...]] = {
+    "numbers": ((questions.count, tally), (questions.count_group, tally), (questions.count_which, tally)),
+    "relations": (
+        *((relations.statements, truth), (relations.statements, truth), (relations.statements, truth)),
+        *((relations.related, short), (relations.related, short), (relations.larger, short)),
+    ),
+}
+"""What takes a model far more questions to learn than a dialogue has of them."""
+DRILL_TURNS = {"numbers": 2, "relations": 6}
+"""Lists of sixteen options are long."""
+
 Conversation = tuple[str, list[tuple[str, str]]]
 """A map, or nothing, and who says what about it."""
 
@@ -130,3 +142,16 @@ def captioned(number: int) -> Conversation:
     rng = generator("pretrain captions", number)
     drawn, shown = map_of(number, rng, FULL)
     return shown, [("human", pick(rng, CAPTION_REQUESTS)), ("gpt", caption(drawn, rng))]
+
+
+def drill(number: int, kind: str, balances: Sequence[Balance]) -> Conversation:
+    """A map and questions of one kind about it, in the prompts of the benchmarks."""
+    rng = generator(f"pretrain {kind}", number)
+    drawn, shown = map_of(number, rng, FULL)
+    turns = dict[str, str]()
+    for index in rng.permutation(len(DRILLS[kind]))[: DRILL_TURNS[kind]]:
+        family, form = DRILLS[kind][index]
+        question = pick(rng, balances).choose(rng, family(drawn))
+        if question is not None:
+            turns |= (form(question, rng),)
+    return shown, [(role, said) for turn in turns.items() for role, said in zip(("human", "gpt"), turn, strict=True)]
