@@ -78,11 +78,12 @@ class Plan:
 
 _COUNTS = tuple(str(number) for number in range(MOST + 1))
 _FOUND = SceneStyle(things=(2, 5), sizes=(1.0, 1.2, 1.2), repeats=0.15, tiles=0.75, signs=0.2)
-_ALIKE = SceneStyle(things=(2, 6), sizes=(1.0, 1.2, 1.5), repeats=0.5, tiles=0.7, signs=0.1)
-_MANY = SceneStyle(things=(1, 9), sizes=(3.0, 1.0, 0.2), repeats=0.75, theme=0.7, signs=0.1)
+# RefCOCOg asks about objects that cover 5 % of their image or more (Mao et al. 2016): medium ones do, small ones do not.
+_ALIKE = SceneStyle(things=(2, 5), sizes=(0.0, 1.0, 1.5), repeats=0.5, tiles=0.7, signs=0.1)
+_MANY = SceneStyle(things=(1, 7), sizes=(1.5, 1.0, 0.3), repeats=0.75, theme=0.7, signs=0.1)
 _SIGNED = replace(ORDINARY, things=(1, 4), signs=1.0)
 _CLUTTER = {
-    "minimal": replace(_ALIKE, things=(2, 4), clutter=(1, 0, 0)),
+    "minimal": replace(_ALIKE, things=(2, 4), sizes=(1.0, 1.2, 1.5), clutter=(1, 0, 0)),
     "medium": replace(_ALIKE, things=(5, 6), sizes=(2.0, 1.2, 0.6), clutter=(0, 1, 0)),
     "maximal": replace(CROWDED, things=(7, 9), sizes=(3.0, 1.2, 0.4), clutter=(0, 0, 1)),
 }
