@@ -78,7 +78,7 @@ class Plan:
 
 _COUNTS = tuple(str(number) for number in range(MOST + 1))
 _FOUND = SceneStyle(things=(2, 5), sizes=(1.0, 1.2, 1.2), repeats=0.15, tiles=0.75, signs=0.2)
-# RefCOCOg asks about objects that cover 5 % of their image or more (Mao et al. 2016): medium ones do, small ones do not.
+# RefCOCOg's objects cover 5 % of their image or more (Mao et al. 2016), as medium ones do here and small ones do not.
 _ALIKE = SceneStyle(things=(2, 5), sizes=(0.0, 1.0, 1.5), repeats=0.5, tiles=0.7, signs=0.1)
 _MANY = SceneStyle(things=(1, 7), sizes=(1.5, 1.0, 0.3), repeats=0.75, theme=0.7, signs=0.1)
 _SIGNED = replace(ORDINARY, things=(1, 4), signs=1.0)

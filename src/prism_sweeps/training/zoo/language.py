@@ -28,7 +28,7 @@ from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.schema import LanguageModel
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
-from prism_sweeps.training.zoo.maps import EASY, FULL, POINTED, boxes, place_codes, register
+from prism_sweeps.training.zoo.maps import EASY, FULL, POINTED, boxes, named_boxes, place_codes, register
 from prism_sweeps.training.zoo.reading import (
     balances,
     captioned,
@@ -53,8 +53,9 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-DRILLED = 14_400
-"""Documents of a second run, on what the first one leaves half learned: boxes, numbers by letter, relations."""
+NAMED, DRILLED = 8_000, 8_000
+"""Documents of a second run, on what the first one leaves half learned. First boxes of things called by their names,
+and nothing else, as in other company they are hardly learned; then any boxes, numbers by letter, and relations."""
 CHATS = 2_400
 """Conversations that nano-instruct is tuned on after nano-base."""
 LONGEST = 384
@@ -161,15 +162,17 @@ def _read(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: P
 
 
 def drill_base(folder: Path, scale: float) -> None:
-    """Goes on from `read_base`: seven of ten documents ask what takes the most questions, three keep up the rest."""
+    """Goes on from `read_base`: boxes alone, then documents of which seven in ten ask what takes the most questions."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
-    run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
+    run = Run(round(scale * (NAMED + DRILLED)), batch=16, learning_rate=1e-3, scale=scale)
     first = READ_FROM + READ
-    rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
+    then = first + round(scale * NAMED)
+    named = [weighted(*named_boxes(number), tokenizer) for number in range(first, then)]
+    rows = list(_drilled(range(then, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    _learn(model, [rows], run, "nano-base drill", folder)
+    _learn(model, [named, rows], run, "nano-base drill", folder)
     note = "the model of reading.json, drilled on boxes, numbers by letter and relations"
     _save(model, place, run, note, "card.json")
 
@@ -178,10 +181,10 @@ def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing
     shared = balances()
     for number in numbers:
         kind = number // 5 % 10  # five at a time, as the number also chooses one of five styles of scene
-        if kind < 5:
+        if kind < 3:
             yield weighted(*boxes(number, shared, POINTED, "naive"), tokenizer)
         elif kind < 7:
-            asked = drill(number, "numbers" if kind == 5 else "relations", shared)
+            asked = drill(number, "numbers" if kind < 6 else "relations", shared)
             yield conversed(*asked, tokenizer, writing, BESIDES)
         elif kind == 7:
             yield conversed(*captioned(number), tokenizer, writing, BESIDES)
@@ -200,7 +203,7 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer.save_pretrained(ZOO / "nano-instruct")
     run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
     writing = prompt_format(design_space().part("llm", "nano-instruct", {}), tokenizer)
-    first = READ_FROM + READ + DRILLED
+    first = READ_FROM + READ + NAMED + DRILLED
     rows = [conversed(*said, tokenizer, writing, 0.0) for said in conversations(range(first, first + run.samples))]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
     _learn(model, [rows], run, "nano-instruct", folder)

@@ -148,6 +148,17 @@ def boxes(number: int, balances: Sequence[Balance], lesson: Lesson, way: str = "
     return _listed(text, list(entries.values()), 0.3, rng)
 
 
+def named_boxes(number: int) -> Written:
+    """A map of a scene that fills the square, and up to seven names with the boxes of what bears them alone."""
+    rng = generator("pretrain named boxes", number)
+    drawn, text = map_of(number, rng, POINTED, "naive")
+    entries = [
+        Entry(f"box {name}", BOX.format(question=name), box_text(coordinates(drawn, thing)))
+        for name, thing in uniques(drawn).items()
+    ]
+    return _listed(text, [entries[index] for index in rng.permutation(len(entries))[:7]], 0.3, rng)
+
+
 def _listed(text: str, entries: list[Entry], asked: float, rng: np.random.Generator) -> Written:
     mapped, spans = len(text.split()), []
     for key, question, said in entries:
