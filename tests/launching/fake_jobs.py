@@ -112,5 +112,7 @@ def sweep(root: str, jobs: dict[str, Job], engine: Engine) -> None:
     from prism_sweeps.launching.local import run_jobs
     from prism_sweeps.launching.progress import LineDisplay
 
+    # Tests that run in the background of a shell begin with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcome = run_jobs(jobs, Store.open(Path(root)), engine, LineDisplay(), run=run, preload=())
     raise SystemExit(130 if outcome.interrupted else len(outcome.failed))

@@ -46,7 +46,7 @@ def test_cells_share_their_align_stage() -> None:
 def test_a_plan_round_trips_through_json(axes: Plan) -> None:
     again = Plan.from_plain(json.loads(json.dumps(axes.to_plain())))
     assert again == axes
-    assert cell_from_plain(again.cells[0].config).resize.strategy == "letterbox"
+    assert cell_from_plain(again.cells[0].config).resize.strategy == "naive"
 
 
 def test_a_plan_repeats_itself(axes: Plan) -> None:
