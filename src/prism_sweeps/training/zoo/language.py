@@ -53,9 +53,9 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED = 8_000, 8_000
-"""Documents of a second run, on what the first one leaves half learned. First boxes of things called by their names,
-and nothing else, as in other company they are hardly learned; then any boxes, numbers by letter, and relations."""
+NAMED, DRILLED = 14_400, 8_000
+"""Documents of two more runs, on what the first one leaves half learned: boxes of things called by their names, and
+nothing else, as in other company they are hardly learned; then any boxes, numbers by letter, and relations."""
 CHATS = 2_400
 """Conversations that nano-instruct is tuned on after nano-base."""
 LONGEST = 384
@@ -123,8 +123,9 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
-    """The two runs that nano-base is made by."""
+    """The three runs that nano-base is made by."""
     read_base(folder, scale)
+    point_base(folder, scale)
     drill_base(folder, scale)
 
 
@@ -161,19 +162,29 @@ def _read(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: P
             yield weighted(*(boxes(number, shared, FULL) if kind < 8 else document(number, shared)), tokenizer)
 
 
+def point_base(folder: Path, scale: float) -> None:
+    """Goes on from `read_base` with names and their boxes alone."""
+    place = ZOO / "nano-base"
+    tokenizer = load_zoo_tokenizer(place)
+    run = Run(round(scale * NAMED), batch=16, learning_rate=1e-3, scale=scale)
+    first = READ_FROM + READ
+    rows = [weighted(*named_boxes(number), tokenizer) for number in range(first, first + run.samples)]
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    _learn(model, [rows], run, "nano-base boxes", folder)
+    _save(model, place, run, "the model of reading.json, trained on boxes", "pointing.json")
+
+
 def drill_base(folder: Path, scale: float) -> None:
-    """Goes on from `read_base`: boxes alone, then documents of which seven in ten ask what takes the most questions."""
+    """Goes on from `point_base` with what takes the most questions, at half the rate, as boxes are easily forgotten."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
-    run = Run(round(scale * (NAMED + DRILLED)), batch=16, learning_rate=1e-3, scale=scale)
-    first = READ_FROM + READ
-    then = first + round(scale * NAMED)
-    named = [weighted(*named_boxes(number), tokenizer) for number in range(first, then)]
-    rows = list(_drilled(range(then, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
+    run = Run(round(scale * DRILLED), batch=16, learning_rate=5e-4, scale=scale)
+    first = READ_FROM + READ + NAMED
+    rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    _learn(model, [named, rows], run, "nano-base drill", folder)
-    note = "the model of reading.json, drilled on boxes, numbers by letter and relations"
+    _learn(model, [rows], run, "nano-base drill", folder)
+    note = "the model of pointing.json, drilled on boxes, numbers by letter and relations"
     _save(model, place, run, note, "card.json")
 
 

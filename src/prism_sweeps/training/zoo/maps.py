@@ -78,6 +78,8 @@ FULL = Lesson((SIMPLE, SIMPLE, ORDINARY, ORDINARY, CROWDED), (8, 12), (6.0, 1.0)
 """As many words as there are patches at 64 and at 96 pixels; long maps are rarer, as they cost more."""
 POINTED = Lesson((SIMPLE, ORDINARY, ORDINARY), (8, 12), (6.0, 1.0))
 """Several things a map, as boxes need the most practice."""
+NAMED = Lesson((SIMPLE, ORDINARY, ORDINARY), (8,), (1.0,))
+"""The same on short maps alone, for sheer number."""
 OUTSIDE = "-"
 ENTRIES, QUESTIONS = 16, 14
 BOXED = 0.2
@@ -151,7 +153,7 @@ def boxes(number: int, balances: Sequence[Balance], lesson: Lesson, way: str = "
 def named_boxes(number: int) -> Written:
     """A map of a scene that fills the square, and up to seven names with the boxes of what bears them alone."""
     rng = generator("pretrain named boxes", number)
-    drawn, text = map_of(number, rng, POINTED, "naive")
+    drawn, text = map_of(number, rng, NAMED, "naive")
     entries = [
         Entry(f"box {name}", BOX.format(question=name), box_text(coordinates(drawn, thing)))
         for name, thing in uniques(drawn).items()
