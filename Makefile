@@ -4,6 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 # Memory in huge pages where the kernel leaves that to programs: see launching/machine.py.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export PYTHONMALLOC ?= malloc
 
 .PHONY: setup demo test lint zoo
 

@@ -1,9 +1,10 @@
-"""What worker processes gain from huge pages and from a garbage collector that overlooks the imports.
+"""What processes gain from huge pages, for tensors and for Python's objects, and from not collecting the imports.
 
     python benchmarks/process_settings.py [--rounds 3] [--steps 8]
 
 Each round starts one process per setting, in turn, and lets it do the same training steps of a language model of
-nano-base's shape (16 rows of 250 tokens). Ratios are of CPU seconds a step: plain / with the setting.
+nano-base's shape (16 rows of 250 tokens). Ratios are of CPU seconds, of the imports and of a step: plain / with the
+setting.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import subprocess
 import sys
 import time
 
+HUGE = "glibc.malloc.hugetlb=1"
+KEPT = f"{HUGE}:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 SETTINGS = {
-    "plain": ({"GLIBC_TUNABLES": ""}, False),
-    "huge_pages": ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, False),
-    "imports_set_aside": ({"GLIBC_TUNABLES": ""}, True),
-    "both": ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, True),
+    "plain": ({"GLIBC_TUNABLES": "", "PYTHONMALLOC": ""}, False),
+    "huge_pages": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": ""}, False),
+    "huge_pages_for_python": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": "malloc"}, False),
+    "kept": ({"GLIBC_TUNABLES": KEPT, "PYTHONMALLOC": "malloc"}, False),
+    "imports_set_aside": ({"GLIBC_TUNABLES": "", "PYTHONMALLOC": ""}, True),
+    "all": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": "malloc"}, True),
 }
 """Name -> environment, whether the heap is frozen after the imports."""
 
 
-def step_seconds(frozen: bool, steps: int) -> dict[str, float]:
-    """CPU seconds a step, after one to warm up, and what the collector would walk."""
+def seconds(frozen: bool, steps: int) -> dict[str, float]:
+    """CPU seconds of the imports and of a step, after one to warm up, and what the collector would walk."""
     import torch
 
     import prism_sweeps.launching.worker as worker
@@ -35,6 +40,7 @@ def step_seconds(frozen: bool, steps: int) -> dict[str, float]:
     from prism_sweeps.training.zoo.language import new_llama
 
     worker.warm_up(worker.PRELOAD)
+    imports = time.process_time()
     torch.manual_seed(0)
     model = new_llama(design_space().part("llm", "nano-base", {}))
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
@@ -52,7 +58,7 @@ def step_seconds(frozen: bool, steps: int) -> dict[str, float]:
     began = time.process_time()
     for _ in range(steps):
         step()
-    return {"seconds": (time.process_time() - began) / steps, "objects": objects}
+    return {"imports": imports, "step": (time.process_time() - began) / steps, "objects": objects}
 
 
 def measured(setting: str, steps: int) -> dict[str, float]:
@@ -69,21 +75,21 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.setting:
-        print(json.dumps(step_seconds(SETTINGS[options.setting][1], options.steps)))
+        print(json.dumps(seconds(SETTINGS[options.setting][1], options.steps)))
         return
-    seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
     for turn in range(options.rounds):
         for name in SETTINGS:
             found = measured(name, options.steps)
-            seconds[name].append(found["seconds"])
-            print(
-                f"round {turn + 1} {name}: {found['seconds']:.3f} CPU s a step, {found['objects']} objects", flush=True
-            )
+            rounds[name].append(found)
+            spent = f"{found['imports']:.1f} CPU s to import, {found['step']:.3f} a step"
+            print(f"round {turn + 1} {name}: {spent}, {found['objects']} objects", flush=True)
     ratios = {}
     for name in list(SETTINGS)[1:]:
-        pairs = [plain / other for plain, other in zip(seconds["plain"], seconds[name], strict=True)]
-        print(f"plain / {name}: {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})")
-        ratios[name] = round(statistics.median(pairs), 3)
+        for part in ("imports", "step"):
+            pairs = [plain[part] / other[part] for plain, other in zip(rounds["plain"], rounds[name], strict=True)]
+            print(f"{part}, plain / {name}: {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})")
+            ratios[f"{name}_{part}"] = round(statistics.median(pairs), 3)
     print(json.dumps({"benchmark": "process_settings", "ratios": ratios}))
 
 

@@ -42,7 +42,9 @@ def worker_environment(engine: Engine, index: int, workers: int) -> dict[str, st
 def ask_for_huge_pages() -> None:
     """Processes started from now on get memory from glibc in huge pages, where the kernel leaves that to programs.
 
-    Tensors of a few megabytes and more outgrow the processor's page table cache, and on virtual machines every miss is
-    dear, see `benchmarks/`. https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
+    Python's objects too, which otherwise lie in arenas of its own. What outgrows the processor's page table cache is
+    slow to reach, on virtual machines above all: imports take half the time, see `benchmarks/process_settings.py`.
+    https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
     """
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    os.environ.setdefault("PYTHONMALLOC", "malloc")
