@@ -64,7 +64,9 @@ def seconds(frozen: bool, steps: int) -> dict[str, float]:
 def measured(setting: str, steps: int) -> dict[str, float]:
     environment, _ = SETTINGS[setting]
     command = [sys.executable, __file__, "--setting", setting, "--steps", str(steps)]
-    found = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(found.stdout.splitlines()[-1])
 
 

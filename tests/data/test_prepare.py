@@ -87,3 +87,10 @@ def test_folder_of_the_users_own_is_taken_as_it_is(tmp_path: Path):
     (tmp_path / "my-chats").mkdir()
     (tmp_path / "my-chats" / "chat.json").write_text(json.dumps([]))
     assert ensure_dataset("my-chats", tmp_path, 1, quiet) == tmp_path / "my-chats"
+
+
+def test_nano_world_of_another_recipe_is_refused(tmp_path: Path):
+    (tmp_path / "nano-world-6").mkdir()
+    (tmp_path / "nano-world-6" / "manifest.json").write_text(json.dumps({"version": "1", "files": {}}))
+    with pytest.raises(DataError, match=r"nano-world-6 was drawn by version 1 .*move the folder away"):
+        ensure_dataset("nano-world-6", tmp_path, 1, quiet)

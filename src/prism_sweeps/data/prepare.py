@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prism_sweeps.config.errors import DataError, nearest
 from prism_sweeps.data.easy_vqa import prepare_easy_vqa
-from prism_sweeps.data.nano_world.prepare import prepare_benchmarks, prepare_training
+from prism_sweeps.data.nano_world.prepare import NANO_WORLD_VERSION, drawn_by, prepare_benchmarks, prepare_training
 
 Progress = Callable[[int, int, str], None]
 Make = Callable[[Path, int, Progress], None]
@@ -29,10 +29,12 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
 
     Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 300
     examples) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
-    processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither.
+    processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither, and for
+    a nano world drawn by another version of its recipe.
     """
     folder = data_root / name
     if folder.is_dir():
+        check_recipe(folder)
         return folder
     make = maker(name)
     if make is None:
@@ -45,6 +47,16 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
         if not folder.is_dir():
             prepare(make, folder, workers or len(os.sched_getaffinity(0)), progress)
     return folder
+
+
+def check_recipe(folder: Path) -> None:
+    """Raises DataError if the nano world in `folder` was drawn by another version of the recipe than today's."""
+    drawn = drawn_by(folder)
+    if drawn not in (None, NANO_WORLD_VERSION) and maker(folder.name):
+        raise DataError(
+            f"{folder} was drawn by version {drawn} of the nano world's recipe, today's is {NANO_WORLD_VERSION}, and "
+            "results on the two do not compare; move the folder away, and it is drawn anew"
+        )
 
 
 def maker(name: str) -> Make | None:

@@ -110,11 +110,22 @@ def _positive(name: str, value: int) -> int:
     return value
 
 
-def _complete(folder: Path, wanted: dict[str, Any]) -> bool:
+def drawn_by(folder: Path) -> str | None:
+    """The version of the recipe that drew what is in `folder`; None where no manifest tells."""
+    version = _manifest(folder).get("version")
+    return None if version is None else str(version)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
-        return False
+        return {}
+    return manifest
+
+
+def _complete(folder: Path, wanted: dict[str, Any]) -> bool:
+    manifest = _manifest(folder)
     if any(manifest.get(key) != value for key, value in wanted.items()):
         return False
     return all((folder / path).is_file() for path in manifest["files"])
