@@ -19,12 +19,10 @@ import sys
 import time
 
 HUGE = "glibc.malloc.hugetlb=1"
-KEPT = f"{HUGE}:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296"
 SETTINGS = {
     "plain": ({"GLIBC_TUNABLES": "", "PYTHONMALLOC": ""}, False),
     "huge_pages": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": ""}, False),
     "huge_pages_for_python": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": "malloc"}, False),
-    "kept": ({"GLIBC_TUNABLES": KEPT, "PYTHONMALLOC": "malloc"}, False),
     "imports_set_aside": ({"GLIBC_TUNABLES": "", "PYTHONMALLOC": ""}, True),
     "all": ({"GLIBC_TUNABLES": HUGE, "PYTHONMALLOC": "malloc"}, True),
 }

@@ -43,7 +43,7 @@ def ask_for_huge_pages() -> None:
     """Processes started from now on get memory from glibc in huge pages, where the kernel leaves that to programs.
 
     Python's objects too, which otherwise lie in arenas of its own. What outgrows the processor's page table cache is
-    slow to reach, on virtual machines above all: imports take half the time, see `benchmarks/process_settings.py`.
+    slow to reach on some virtual machines; elsewhere this makes no difference, see `benchmarks/`.
     https://www.gnu.org/software/libc/manual/html_node/Memory-Allocation-Tunables.html
     """
     os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
