@@ -14,8 +14,8 @@ from prism_sweeps.training.zoo import classification, contrastive, distillation,
 from prism_sweeps.training.zoo.towers import HIGH, LOW, weights_path
 
 TOWERS = {
-    "nano-clip": (contrastive.train, 76_800, 7_680),
-    "nano-siglip": (contrastive.train, 76_800, 7_680),
+    "nano-clip": (contrastive.train, 240_000, 24_000),
+    "nano-siglip": (contrastive.train, 240_000, 24_000),
     "nano-dinov2": (distillation.train, 6_400, 960),
     "nano-in1k": (classification.train, 51_200, 2_560),
 }

@@ -24,7 +24,7 @@ from prism_sweeps.training.zoo.pictures import covered, pictures
 from prism_sweeps.training.zoo.towers import LOW, Run, new_tower, numbers, optimise, save, start_from
 
 PHRASE_TOKENS = 16
-SIZE = 12_000
+SIZE = 40_000
 BATCH = 64
 
 

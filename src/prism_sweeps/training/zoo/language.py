@@ -53,7 +53,7 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED = 14_400, 8_000
+NAMED, DRILLED = 28_800, 8_000
 """Documents of two more runs, on what the first one leaves half learned: boxes of things called by their names, and
 nothing else, as in other company they are hardly learned; then any boxes, numbers by letter, and relations."""
 CHATS = 2_400
