@@ -26,10 +26,12 @@ from transformers import (
 
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.schema import LanguageModel
+from prism_sweeps.data.nano_world.balance import Balance
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.weights import ZOO
 from prism_sweeps.training.zoo.maps import EASY, FULL, POINTED, boxes, named_boxes, place_codes, register
 from prism_sweeps.training.zoo.reading import (
+    Conversation,
     balances,
     captioned,
     conversation,
@@ -53,10 +55,15 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED = 28_800, 8_000
+NAMED, DRILLED = 28_800, 48_000
 """Documents of two more runs, on what the first one leaves half learned: boxes of things called by their names, and
-nothing else, as in other company they are hardly learned; then any boxes, numbers by letter, and relations."""
-CHATS = 2_400
+nothing else, as in other company they are hardly learned; then everything, with more of what is hard."""
+PRACTICE = (
+    *("boxes", "dialogues", "numbers", "boxes", "relations", "dialogues", "captions", "boxes", "letters", "dialogues"),
+    *("boxes", "relations", "dialogues", "numbers", "boxes", "names", "dialogues", "captions", "signs", "relations"),
+)
+"""What the documents of the last run are, in turn."""
+CHATS = 9_600
 """Conversations that nano-instruct is tuned on after nano-base."""
 LONGEST = 384
 BESIDES = 0.1
@@ -175,32 +182,37 @@ def point_base(folder: Path, scale: float) -> None:
 
 
 def drill_base(folder: Path, scale: float) -> None:
-    """Goes on from `point_base` with what takes the most questions, at half the rate, as boxes are easily forgotten."""
+    """Goes on from `point_base` with all that will be asked, most of what takes the most questions."""
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
-    run = Run(round(scale * DRILLED), batch=16, learning_rate=5e-4, scale=scale)
+    run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
     first = READ_FROM + READ + NAMED
     rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     _learn(model, [rows], run, "nano-base drill", folder)
-    note = "the model of pointing.json, drilled on boxes, numbers by letter and relations"
+    note = "the model of pointing.json, drilled on boxes, numbers and letters, relations and signs"
     _save(model, place, run, note, "card.json")
 
 
 def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat) -> Iterator[Weighted]:
     shared = balances()
     for number in numbers:
-        kind = number // 5 % 10  # five at a time, as the number also chooses one of five styles of scene
-        if kind < 3:
+        kind = PRACTICE[
+            number // 5 % len(PRACTICE)
+        ]  # five at a time: the number also chooses one of five styles of scene
+        if kind == "names":
+            yield weighted(*named_boxes(number), tokenizer)
+        elif kind == "boxes":
             yield weighted(*boxes(number, shared, POINTED, "naive"), tokenizer)
-        elif kind < 7:
-            asked = drill(number, "numbers" if kind < 6 else "relations", shared)
-            yield conversed(*asked, tokenizer, writing, BESIDES)
-        elif kind == 7:
-            yield conversed(*captioned(number), tokenizer, writing, BESIDES)
         else:
-            yield conversed(*conversation(number, shared), tokenizer, writing, BESIDES)
+            yield conversed(*_practised(number, kind, shared), tokenizer, writing, BESIDES)
+
+
+def _practised(number: int, kind: str, shared: list[Balance]) -> Conversation:
+    if kind == "captions":
+        return captioned(number)
+    return conversation(number, shared) if kind == "dialogues" else drill(number, kind, shared)
 
 
 def _plain(number: int, tokenizer: PreTrainedTokenizerFast) -> Weighted:

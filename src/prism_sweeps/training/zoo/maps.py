@@ -9,6 +9,7 @@ Shapes: P words of a map, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,8 @@ POINTED = Lesson((SIMPLE, ORDINARY, ORDINARY), (8, 12), (6.0, 1.0))
 """Several things a map, as boxes need the most practice."""
 NAMED = Lesson((SIMPLE, ORDINARY, ORDINARY), (8,), (1.0,))
 """The same on short maps alone, for sheer number."""
+SIGNED = Lesson((replace(ORDINARY, things=(1, 4), signs=1.0),), (8, 12), (6.0, 1.0))
+"""A sign on every map."""
 OUTSIDE = "-"
 ENTRIES, QUESTIONS = 16, 14
 BOXED = 0.2

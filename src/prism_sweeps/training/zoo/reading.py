@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from prism_sweeps.data.nano_world import questions, relations
 from prism_sweeps.data.nano_world.balance import Balance
 from prism_sweeps.data.nano_world.captions import caption, describe
-from prism_sweeps.data.nano_world.dialogues import Form, Turn, dialogue, short, tally, truth
+from prism_sweeps.data.nano_world.dialogues import Form, Turn, choice, dialogue, short, tally, truth, with_ocr
 from prism_sweeps.data.nano_world.questions import Family
 from prism_sweeps.data.nano_world.scenes import ORDINARY, SIMPLE, generator, pick, pick_weighted, scene
 from prism_sweeps.data.nano_world.text_only import text_only
 from prism_sweeps.data.nano_world.training_sets import CAPTION_REQUESTS
-from prism_sweeps.training.zoo.maps import FULL, Written, map_exam, map_of, register
+from prism_sweeps.training.zoo.maps import FULL, SIGNED, Lesson, Written, map_exam, map_of, register
 
 HINT = "\nAnswer the question using a single word or phrase."
 LAYOUTS = (("In:", "Out:"), ("In:", "Out:"), ("Question:", "Answer:"), ("Q:", "A:"))
@@ -104,16 +105,35 @@ def skipped(question: str, said: str, rng: np.random.Generator) -> bool:
     return question.count("\n") > 8 and rng.random() < 0.85
 
 
-DRILLS: dict[str, tuple[tuple[Family, Form], ...]] = {
-    "numbers": ((questions.count, tally), (questions.count_group, tally), (questions.count_which, tally)),
-    "relations": (
-        *((relations.statements, truth), (relations.statements, truth), (relations.statements, truth)),
-        *((relations.related, short), (relations.related, short), (relations.larger, short)),
+class Drill(NamedTuple):
+    """Questions of one kind, how many turns of them a conversation has, and the maps they are about."""
+
+    parts: tuple[tuple[Family, Form], ...]
+    turns: int
+    lesson: Lesson = FULL
+
+
+DRILLS: dict[str, Drill] = {
+    # Two turns, as lists of sixteen options are long.
+    "numbers": Drill(
+        ((questions.count, tally), (questions.count_group, tally), (questions.count_which, tally)),
+        turns=2,
+    ),
+    "relations": Drill(
+        (
+            *((relations.statements, truth), (relations.statements, truth), (relations.statements, truth)),
+            *((relations.related, short), (relations.related, short), (relations.larger, short)),
+        ),
+        turns=6,
+    ),
+    "letters": Drill(((questions.on_tile, choice), (questions.what_at, choice), (relations.beside, choice)), turns=3),
+    "signs": Drill(
+        ((questions.sign_word, short), (questions.sign_word, with_ocr), (questions.on_tile, short)),
+        turns=3,
+        lesson=SIGNED,
     ),
 }
 """What takes a model far more questions to learn than a dialogue has of them."""
-DRILL_TURNS = {"numbers": 2, "relations": 6}
-"""Lists of sixteen options are long."""
 
 Conversation = tuple[str, list[tuple[str, str]]]
 """A map, or nothing, and who says what about it."""
@@ -146,11 +166,12 @@ def captioned(number: int) -> Conversation:
 
 def drill(number: int, kind: str, balances: Sequence[Balance]) -> Conversation:
     """A map and questions of one kind about it, in the prompts of the benchmarks."""
+    asked = DRILLS[kind]
     rng = generator(f"pretrain {kind}", number)
-    drawn, shown = map_of(number, rng, FULL)
+    drawn, shown = map_of(number, rng, asked.lesson)
     turns = dict[str, str]()
-    for index in rng.permutation(len(DRILLS[kind]))[: DRILL_TURNS[kind]]:
-        family, form = DRILLS[kind][index]
+    for index in rng.permutation(len(asked.parts))[: asked.turns]:
+        family, form = asked.parts[index]
         question = pick(rng, balances).choose(rng, family(drawn))
         if question is not None:
             turns |= (form(question, rng),)
