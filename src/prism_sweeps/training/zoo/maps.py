@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from prism_sweeps.data.nano_world.balance import Balance, Question
@@ -63,6 +62,7 @@ from prism_sweeps.data.nano_world.scenes import (
 )
 from prism_sweeps.data.nano_world.words import plural
 from prism_sweeps.training.zoo.pictures import covered, squared
+from prism_sweeps.training.zoo.towers import place_waves
 
 
 class Lesson(NamedTuple):
@@ -211,18 +211,11 @@ def map_of(number: int, rng: np.random.Generator, lesson: Lesson, way: str = "")
 
 
 def place_codes(side: int, width: int) -> Tensor:
-    """What tells a word of a map where it stands, codes_PD: sines and cosines of its row and column.
+    """What tells a word of a map where it stands, codes_PD: the waves that tell a tower's patches where they are.
 
-    Patches of a picture carry their place in their position embeddings; words of a text have only their order. The
-    waves (as in the fixed codes of MAE, He et al. 2022) run over fractions of the side, so a place has nearly the same
-    code in a map of another size. A code is half as long as a fresh embedding, or it would drown the word.
+    Words of a text have only their order. A code is half as long as a fresh embedding, or it would drown the word.
     """
-    middles = (torch.arange(side) + 0.5) / side
-    waves = 2 * torch.pi * torch.logspace(-2, 2, width // 4, base=2.0)
-    angles = middles[:, None] * waves
-    along = torch.cat([angles.sin(), angles.cos()], 1) / (2 * width) ** 0.5
-    rows, columns = along.repeat_interleave(side, 0), along.repeat(side, 1)
-    return torch.cat([rows, columns], 1)
+    return place_waves(side, width) / (2 * width) ** 0.5
 
 
 def _questions(drawn: Scene, rng: np.random.Generator, balances: Sequence[Balance]) -> list[Turn]:

@@ -72,10 +72,29 @@ def _commit() -> str | None:
 
 
 def new_tower(name: str, pixels: int, **options: Any) -> nn.Module:
-    """The timm model that `conf/tower/<name>.yaml` describes, whole (with its last block), with fresh weights."""
+    """The timm model that `conf/tower/<name>.yaml` describes, whole (with its last block), with fresh weights.
+
+    Position embeddings begin as the sines and cosines that MAE keeps (He et al. 2022), about as long as those of the
+    patches. Begun near zero and trained on what regions show, not on where they are, they hardly grow, and a patch does
+    not know its place.
+    """
     tower = design_space().part("backbone", name, {}).towers[name.removeprefix("nano-")]
     torch.manual_seed(7)
-    return timm.create_model(tower.model, img_size=pixels, num_classes=0, **tower.kwargs, **options)
+    model = timm.create_model(tower.model, img_size=pixels, num_classes=0, **tower.kwargs, **options)
+    with torch.no_grad():
+        model.pos_embed[0, model.num_prefix_tokens :] = 0.5 * place_waves(pixels // tower.patch, model.embed_dim)
+    return model
+
+
+def place_waves(side: int, width: int) -> Tensor:
+    """Sines and cosines of each patch's row and column, waves_PD, over fractions of the side.
+
+    So a place has nearly the same code in a picture of more patches.
+    """
+    middles = (torch.arange(side) + 0.5) / side
+    angles = middles[:, None] * (2 * torch.pi * torch.logspace(-2, 2, width // 4, base=2.0))
+    along = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([along.repeat_interleave(side, 0), along.repeat(side, 1)], 1)
 
 
 def start_from(model: nn.Module, name: str, pixels: int) -> None:
