@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +27,7 @@ from prism_sweeps.training.zoo import language, towers
 from prism_sweeps.training.zoo.contrastive import pooled, sigmoid_loss, softmax_loss
 from prism_sweeps.training.zoo.maps import EASY, FULL, boxes, map_of, place_codes, register, words
 from prism_sweeps.training.zoo.pictures import covered, regions, squared
-from prism_sweeps.training.zoo.reading import balances, conversations, documents
+from prism_sweeps.training.zoo.reading import DRILLS, balances, conversations, documents, drill
 
 
 def run_to(last: int | None, folder: Path, samples: int = 24, seed: int = 0) -> tuple[dict[str, Tensor], towers.Run]:
@@ -241,3 +243,32 @@ def test_words_of_a_map_are_told_their_places() -> None:
     assert torch.cdist(codes, codes).fill_diagonal_(9).min() > 0.05
     near = torch.cdist(codes[:8], codes[:8])[0]
     assert near[1] < near[7]
+
+
+def test_a_fresh_tower_knows_where_its_patches_are() -> None:
+    """On a picture that is the same everywhere, patches side by side have the likest features."""
+    tower = towers.new_tower("nano-clip", 64)
+    with torch.inference_mode():
+        x_PD = tower.forward_features(torch.zeros(1, 3, 64, 64))[0]
+    apart_PP = torch.cdist(x_PD, x_PD).fill_diagonal_(torch.inf)
+    nearest = enumerate(apart_PP.argmin(1).tolist())
+    assert all(abs(at % 8 - other % 8) + abs(at // 8 - other // 8) == 1 for at, other in nearest)
+
+
+def test_a_larger_tower_begins_with_the_places_of_the_small_one() -> None:
+    tower = towers.new_tower("nano-clip", 96)
+    small = towers.new_tower("nano-clip", 64).pos_embed
+    resampled = resample_abs_pos_embed(small, [12, 12], num_prefix_tokens=0)
+    agreement = F.cosine_similarity(resampled, tower.pos_embed, dim=-1)
+    assert agreement.mean() > 0.9
+
+
+def test_every_kind_of_practice_asks_about_its_map() -> None:
+    shared = balances()
+    for kind in DRILLS:
+        asked = [drill(number, kind, shared) for number in range(40)]
+        assert all(math.isqrt(len(shown.split())) ** 2 == len(shown.split()) for shown, _ in asked)
+        assert sum(bool(turns) for _, turns in asked) > 20, kind
+    letters = [said for number in range(60) for role, said in drill(number, "letters", shared)[1] if role == "gpt"]
+    assert set(letters) == set("ABCD")
+    assert max(Counter(letters).values()) < 0.5 * len(letters)
