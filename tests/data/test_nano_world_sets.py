@@ -263,7 +263,7 @@ def test_a_complete_folder_is_left_alone_and_a_broken_one_mended(tmp_path: Path)
 
 def test_the_manifest_tells_what_was_written(training: Path):
     manifest = json.loads((training / "manifest.json").read_text())
-    assert manifest["version"] == "2"
+    assert manifest["version"] == "3"
     for path, told in manifest["files"].items():
         content = (training / path).read_bytes()
         assert hashlib.sha256(content).hexdigest() == told["sha256"]

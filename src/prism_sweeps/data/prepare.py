@@ -21,13 +21,13 @@ Make = Callable[[Path, int, Progress], None]
 
 SCENES = re.compile(r"nano-world-([1-9]\d{0,8})")
 NAMES = ("nano-world-6000", "nano-benchmarks", "easy-vqa")
-BENCHMARK_EXAMPLES = 300
+BENCHMARK_EXAMPLES = 1000
 
 
 def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress) -> Path:
     """The folder of dataset `name` under `data_root`, made now when it is not there.
 
-    Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 300
+    Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 1000
     examples) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
     processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither, and for
     a nano world drawn by another version of its recipe.

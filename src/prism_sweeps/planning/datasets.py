@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from prism_sweeps.config.schema import Benchmark, Source
 
 NANO_WORLD = re.compile(r"nano-world-(\d+)")
-NANO_BENCHMARK_EXAMPLES = 300
+NANO_BENCHMARK_EXAMPLES = 1000
 EASY_VQA = {"train/chat.json": 4000, "captions/chat.json": 3181, "test": 9673}
 
 PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}

@@ -20,7 +20,7 @@ from prism_sweeps.config.errors import DataError
 from prism_sweeps.data.nano_world.benchmarks import BENCHMARKS, PER_CHUNK, items
 from prism_sweeps.data.nano_world.training_sets import SOURCES, Record, Writer, picture, render
 
-NANO_WORLD_VERSION = "2"
+NANO_WORLD_VERSION = "3"
 SCENES_PER_CHUNK = 200
 MANIFEST = "manifest.json"
 Progress = Callable[[int, int, str], None]

@@ -55,7 +55,7 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED = 28_800, 48_000
+NAMED, DRILLED = 28_800, 38_400
 """Documents of two more runs, on what the first one leaves half learned: boxes of things called by their names, and
 nothing else, as in other company they are hardly learned; then everything, with more of what is hard."""
 PRACTICE = (
@@ -189,6 +189,7 @@ def drill_base(folder: Path, scale: float) -> None:
     run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
     first = READ_FROM + READ + NAMED
     rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
+    run.samples = len(rows)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     _learn(model, [rows], run, "nano-base drill", folder)
     note = "the model of pointing.json, drilled on boxes, numbers and letters, relations and signs"
@@ -206,7 +207,9 @@ def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing
         elif kind == "boxes":
             yield weighted(*boxes(number, shared, POINTED, "naive"), tokenizer)
         else:
-            yield conversed(*_practised(number, kind, shared), tokenizer, writing, BESIDES)
+            shown, turns = _practised(number, kind, shared)
+            if turns:  # a scene can have nothing to ask of the kind, and a batch of such rows would have no loss
+                yield conversed(shown, turns, tokenizer, writing, BESIDES)
 
 
 def _practised(number: int, kind: str, shared: list[Balance]) -> Conversation:
