@@ -39,6 +39,7 @@ from prism_sweeps.training.zoo.reading import (
     document,
     documents,
     drill,
+    tallied,
 )
 from prism_sweeps.training.zoo.towers import Run, optimise, write_card
 
@@ -55,12 +56,18 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED = 28_800, 38_400
-"""Documents of two more runs, on what the first one leaves half learned: boxes of things called by their names, and
-nothing else, as in other company they are hardly learned; then everything, with more of what is hard."""
+NAMED, DRILLED, MENDED = 28_800, 38_400, 12_800
+"""Documents of three more runs, on what the ones before leave half learned: boxes of things called by their names, and
+nothing else, as in other company they are hardly learned; then everything, with more of what is hard; then mostly what
+was still not learned, words on signs and the letters of numbers."""
 PRACTICE = (
     *("boxes", "dialogues", "numbers", "boxes", "relations", "dialogues", "captions", "boxes", "letters", "dialogues"),
     *("boxes", "relations", "dialogues", "numbers", "boxes", "names", "dialogues", "captions", "signs", "relations"),
+)
+"""What the documents of the third run are, in turn."""
+MENDING = (
+    *("words", "tallies", "boxes", "words", "dialogues"),
+    *("tallies", "relations", "words", "captions", "tallies"),
 )
 """What the documents of the last run are, in turn."""
 CHATS = 9_600
@@ -130,10 +137,11 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
-    """The three runs that nano-base is made by."""
+    """The four runs that nano-base is made by."""
     read_base(folder, scale)
     point_base(folder, scale)
     drill_base(folder, scale)
+    mend_base(folder, scale)
 
 
 def read_base(folder: Path, scale: float) -> None:
@@ -183,25 +191,39 @@ def point_base(folder: Path, scale: float) -> None:
 
 def drill_base(folder: Path, scale: float) -> None:
     """Goes on from `point_base` with all that will be asked, most of what takes the most questions."""
+    run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
+    note = "the model of pointing.json, drilled on boxes, numbers and letters, relations and signs"
+    _practise(READ_FROM + READ + NAMED, PRACTICE, run, "nano-base drill", folder, note, "drill.json")
+
+
+def mend_base(folder: Path, scale: float) -> None:
+    """Goes on from `drill_base` with what a model still does not read, and some of everything else."""
+    run = Run(round(scale * MENDED), batch=16, learning_rate=1e-3, scale=scale)
+    note = "the model of drill.json, drilled on words and on the letters of numbers"
+    _practise(READ_FROM + READ + NAMED + DRILLED, MENDING, run, "nano-base mending", folder, note, "card.json")
+
+
+def _practise(
+    first: int, kinds: tuple[str, ...], run: Run, title: str, folder: Path, note: str, card: str
+) -> None:
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
-    run = Run(round(scale * DRILLED), batch=16, learning_rate=1e-3, scale=scale)
-    first = READ_FROM + READ + NAMED
-    rows = list(_drilled(range(first, first + run.samples), tokenizer, prompt_format(llm, tokenizer)))
+    numbers = range(first, first + run.samples)
+    rows = list(_practice(numbers, kinds, tokenizer, prompt_format(llm, tokenizer)))
     run.samples = len(rows)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    _learn(model, [rows], run, "nano-base drill", folder)
-    note = "the model of pointing.json, drilled on boxes, numbers and letters, relations and signs"
-    _save(model, place, run, note, "card.json")
+    _learn(model, [rows], run, title, folder)
+    _save(model, place, run, note, card)
 
 
-def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat) -> Iterator[Weighted]:
+def _practice(
+    numbers: Iterable[int], kinds: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, writing: PromptFormat
+) -> Iterator[Weighted]:
+    """Documents of these kinds in turn, five at a time: the number also chooses one of five styles of scene."""
     shared = balances()
     for number in numbers:
-        kind = PRACTICE[
-            number // 5 % len(PRACTICE)
-        ]  # five at a time: the number also chooses one of five styles of scene
+        kind = kinds[number // 5 % len(kinds)]
         if kind == "names":
             yield weighted(*named_boxes(number), tokenizer)
         elif kind == "boxes":
@@ -215,6 +237,8 @@ def _drilled(numbers: Iterable[int], tokenizer: PreTrainedTokenizerFast, writing
 def _practised(number: int, kind: str, shared: list[Balance]) -> Conversation:
     if kind == "captions":
         return captioned(number)
+    if kind == "tallies":
+        return tallied(number, shared)
     return conversation(number, shared) if kind == "dialogues" else drill(number, kind, shared)
 
 
@@ -229,7 +253,7 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer.save_pretrained(ZOO / "nano-instruct")
     run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
     writing = prompt_format(design_space().part("llm", "nano-instruct", {}), tokenizer)
-    first = READ_FROM + READ + NAMED + DRILLED
+    first = READ_FROM + READ + NAMED + DRILLED + MENDED
     rows = [conversed(*said, tokenizer, writing, 0.0) for said in conversations(range(first, first + run.samples))]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
     _learn(model, [rows], run, "nano-instruct", folder)

@@ -132,6 +132,7 @@ DRILLS: dict[str, Drill] = {
         turns=3,
         lesson=SIGNED,
     ),
+    "words": Drill(((questions.sign_word, short), (questions.sign_word, with_ocr)), turns=2, lesson=SIGNED),
 }
 """What takes a model far more questions to learn than a dialogue has of them."""
 
@@ -175,4 +176,25 @@ def drill(number: int, kind: str, balances: Sequence[Balance]) -> Conversation:
         question = pick(rng, balances).choose(rng, family(drawn))
         if question is not None:
             turns |= (form(question, rng),)
-    return shown, [(role, said) for turn in turns.items() for role, said in zip(("human", "gpt"), turn, strict=True)]
+    return shown, spoken(turns)
+
+
+def tallied(number: int, balances: Sequence[Balance]) -> Conversation:
+    """A map and two numbers of things, each asked for by letter, half the time after the number itself.
+
+    Counting and finding a number's letter are learned apart sooner than together.
+    """
+    rng = generator("pretrain tallies", number)
+    drawn, shown = map_of(number, rng, FULL)
+    turns = dict[str, str]()
+    for family in (questions.count, pick(rng, (questions.count, questions.count_group, questions.count_which))):
+        question = pick(rng, balances).choose(rng, family(drawn))
+        if question is not None:
+            forms = (short, tally) if rng.random() < 0.5 else (tally,)
+            turns |= (form(question, rng) for form in forms)
+    return shown, spoken(turns)
+
+
+def spoken(turns: dict[str, str]) -> list[tuple[str, str]]:
+    """Questions and answers as who says what."""
+    return [(role, said) for turn in turns.items() for role, said in zip(("human", "gpt"), turn, strict=True)]
