@@ -79,11 +79,11 @@ def test_epochs_and_max_steps_decide_the_examples() -> None:
     def examples(*overrides: str) -> int | None:
         return job_cost(jobs_of(cell("data_mix=easy-vqa", *overrides))[0][0]).examples
 
-    assert examples("schedule=one-epoch") == 4000
-    assert examples("schedule.epochs=2.5") == 10000
+    assert examples("schedule=one-epoch") == 3181 + 2400
+    assert examples("schedule.epochs=2") == 2 * (3181 + 2400)
     assert examples("schedule.max_steps=10", "stages.chain.finetune.global_batch=32") == 320
-    assert examples("schedule.max_steps=1000000") == 4000
-    assert examples("data_mix.instruct.easy-vqa.examples=50") == 50
+    assert examples("schedule.max_steps=1000000") == 3181 + 2400
+    assert examples("data_mix.instruct.easy-vqa.examples=50") == 3181 + 50
     assert examples("data_mix.instruct.easy-vqa.dataset=elsewhere") is None
 
 
