@@ -84,7 +84,7 @@ def test_epochs_and_max_steps_decide_the_examples() -> None:
     assert examples("schedule.max_steps=10", "stages.chain.finetune.global_batch=32") == 320
     assert examples("schedule.max_steps=1000000") == 3181 + 2400
     assert examples("data_mix.instruct.easy-vqa.examples=50") == 3181 + 50
-    assert examples("data_mix.instruct.easy-vqa.dataset=elsewhere") is None
+    assert examples("data_mix.instruct.easy-vqa.dataset=elsewhere", "data_mix.instruct.easy-vqa.examples=null") is None
 
 
 def test_unknown_sizes_stay_unknown() -> None:
