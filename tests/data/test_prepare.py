@@ -74,7 +74,8 @@ def test_names_carry_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(prepare, "prepare_benchmarks", lambda *args: asked.append(args[1:]))
     ensure_dataset("nano-world-120", tmp_path, 3, quiet)
     ensure_dataset("nano-benchmarks", tmp_path, 2, quiet)
-    assert asked == [(120, 3, quiet), (1000, 2, quiet)]
+    ensure_dataset("nano-benchmarks-30", tmp_path, 2, quiet)
+    assert asked == [(120, 3, quiet), (1000, 2, quiet), (30, 2, quiet)]
 
 
 @pytest.mark.parametrize("name", ["nano-wold-6000", "nano-world-0", "nano-world-", "nano-world-6000x"])

@@ -95,6 +95,7 @@ def test_unknown_sizes_stay_unknown() -> None:
     assert benchmark_examples(Benchmark("b", "elsewhere/b")) is None
     assert benchmark_examples(Benchmark("b", "elsewhere/b", examples=5)) == 5
     assert benchmark_examples(Benchmark("b", "nano-benchmarks/b", examples=5000)) == 1000
+    assert benchmark_examples(Benchmark("b", "nano-benchmarks-3000/b")) == 3000
 
 
 def test_sizes_of_a_mix() -> None:

@@ -27,7 +27,7 @@ from prism_sweeps.training.zoo import language, towers
 from prism_sweeps.training.zoo.contrastive import pooled, sigmoid_loss, softmax_loss
 from prism_sweeps.training.zoo.maps import EASY, FULL, boxes, map_of, place_codes, register, words
 from prism_sweeps.training.zoo.pictures import covered, regions, squared
-from prism_sweeps.training.zoo.reading import DRILLS, balances, conversations, documents, drill
+from prism_sweeps.training.zoo.reading import DRILLS, balances, conversations, documents, drill, tallied
 
 
 def run_to(last: int | None, folder: Path, samples: int = 24, seed: int = 0) -> tuple[dict[str, Tensor], towers.Run]:
@@ -272,3 +272,27 @@ def test_every_kind_of_practice_asks_about_its_map() -> None:
     letters = [said for number in range(60) for role, said in drill(number, "letters", shared)[1] if role == "gpt"]
     assert set(letters) == set("ABCD")
     assert max(Counter(letters).values()) < 0.5 * len(letters)
+
+
+def test_numbers_by_letter_follow_the_same_number_half_the_time() -> None:
+    shared, after, letters = balances(), 0, 0
+    for number in range(80):
+        turns = tallied(number, shared)[1]
+        said = [(turns[at][1], turns[at + 1][1]) for at in range(0, len(turns), 2)]
+        for (asked, told), (again, letter) in zip(said, said[1:], strict=False):
+            if told.isdigit() and asked.split("?")[0] == again.split("?")[0]:
+                after += 1
+                assert f"{letter}. {told}" in again.splitlines()
+        letters += sum(answer.isalpha() for _, answer in said)
+    assert 0.35 < after / letters < 0.65
+
+
+def test_practice_has_no_row_without_an_answer() -> None:
+    """A batch of such rows has no loss: 0 / 0."""
+    llm = design_space().part("llm", "nano-base", {})
+    tokenizer = language.load_zoo_tokenizer(ZOO / "nano-base")
+    kinds, numbers = ("relations", "signs", "letters"), range(150)
+    assert any(not drill(number, kinds[number // 5 % 3], balances())[1] for number in numbers)
+    rows = list(language._practice(numbers, kinds, tokenizer, prompt_format(llm, tokenizer)))
+    assert 100 < len(rows) < len(numbers)
+    assert all(1.0 in row.weights for row in rows)

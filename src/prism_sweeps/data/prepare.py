@@ -20,6 +20,7 @@ Make = Callable[[Path, int, Progress], None]
 """Writes a dataset into a folder, with so many worker processes, telling (done, total, note)."""
 
 SCENES = re.compile(r"nano-world-([1-9]\d{0,8})")
+BENCHMARKS = re.compile(r"nano-benchmarks(?:-([1-9]\d{0,5}))?")
 NAMES = ("nano-world-6000", "nano-benchmarks", "easy-vqa")
 BENCHMARK_EXAMPLES = 1000
 
@@ -28,7 +29,7 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
     """The folder of dataset `name` under `data_root`, made now when it is not there.
 
     Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 1000
-    examples) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
+    examples), `nano-benchmarks-<N>` (of N, which begin with the same ones) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
     processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither, and for
     a nano world drawn by another version of its recipe.
     """
@@ -64,8 +65,9 @@ def maker(name: str) -> Make | None:
     if scenes := SCENES.fullmatch(name):
         count = int(scenes[1])
         return lambda folder, workers, progress: prepare_training(folder, count, workers, progress)
-    if name == "nano-benchmarks":
-        return lambda folder, workers, progress: prepare_benchmarks(folder, BENCHMARK_EXAMPLES, workers, progress)
+    if benchmarks := BENCHMARKS.fullmatch(name):
+        examples = int(benchmarks[1] or BENCHMARK_EXAMPLES)
+        return lambda folder, workers, progress: prepare_benchmarks(folder, examples, workers, progress)
     return prepare_easy_vqa if name == "easy-vqa" else None
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from prism_sweeps.config.schema import Benchmark, Source
 
 NANO_WORLD = re.compile(r"nano-world-(\d+)")
+NANO_BENCHMARKS = re.compile(r"nano-benchmarks(?:-(\d+))?")
 NANO_BENCHMARK_EXAMPLES = 1000
 EASY_VQA = {"train/chat.json": 4000, "captions/chat.json": 3181, "test": 9673}
 
@@ -41,8 +42,10 @@ def text_tokens(sources: Mapping[str, Source]) -> int:
 def benchmark_examples(benchmark: Benchmark) -> int | None:
     """Examples a benchmark asks about; None if neither it nor its dataset says."""
     dataset, _, inside = benchmark.index.partition("/")
-    held = {"nano-benchmarks": NANO_BENCHMARK_EXAMPLES, "easy-vqa": EASY_VQA.get(inside)}.get(dataset)
-    return _least(held, benchmark.examples)
+    nano = NANO_BENCHMARKS.fullmatch(dataset)
+    if nano is not None:
+        return _least(int(nano[1] or NANO_BENCHMARK_EXAMPLES), benchmark.examples)
+    return _least(EASY_VQA.get(inside) if dataset == "easy-vqa" else None, benchmark.examples)
 
 
 def _source_examples(source: Source) -> int | None:
