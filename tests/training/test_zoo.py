@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -279,7 +280,7 @@ def test_numbers_by_letter_follow_the_same_number_half_the_time() -> None:
     for number in range(80):
         turns = tallied(number, shared)[1]
         said = [(turns[at][1], turns[at + 1][1]) for at in range(0, len(turns), 2)]
-        for (asked, told), (again, letter) in zip(said, said[1:], strict=False):
+        for (asked, told), (again, letter) in pairwise(said):
             if told.isdigit() and asked.split("?")[0] == again.split("?")[0]:
                 after += 1
                 assert f"{letter}. {told}" in again.splitlines()

@@ -29,9 +29,9 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
     """The folder of dataset `name` under `data_root`, made now when it is not there.
 
     Known are `nano-world-<N>` (training conversations about N scenes), `nano-benchmarks` (twelve benchmarks of 1000
-    examples), `nano-benchmarks-<N>` (of N, which begin with the same ones) and `easy-vqa`; any other folder that exists is taken as it is. `workers` 0 is one per core. Of several
-    processes that ask at a time one prepares and the others wait. Raises DataError for a name that is neither, and for
-    a nano world drawn by another version of its recipe.
+    examples), `nano-benchmarks-<N>` (of N, which begin with the same ones) and `easy-vqa`; any other folder that exists
+    is taken as it is. `workers` 0 is one per core. Of several processes that ask at a time one prepares and the others
+    wait. Raises DataError for a name that is neither, and for a nano world drawn by another version of its recipe.
     """
     folder = data_root / name
     if folder.is_dir():

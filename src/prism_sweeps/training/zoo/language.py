@@ -203,9 +203,7 @@ def mend_base(folder: Path, scale: float) -> None:
     _practise(READ_FROM + READ + NAMED + DRILLED, MENDING, run, "nano-base mending", folder, note, "card.json")
 
 
-def _practise(
-    first: int, kinds: tuple[str, ...], run: Run, title: str, folder: Path, note: str, card: str
-) -> None:
+def _practise(first: int, kinds: tuple[str, ...], run: Run, title: str, folder: Path, note: str, card: str) -> None:
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
