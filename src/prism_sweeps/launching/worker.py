@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import queue
@@ -57,6 +58,9 @@ def work(
     """Body of the worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
+    # To a file, Python would write blocks: lines out of order with those of C code, and the last ones lost in a kill.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     stop = threading.Event()
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, jobs, stop), daemon=True).start()
