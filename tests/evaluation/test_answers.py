@@ -30,6 +30,7 @@ def embedded(vlm, tokens_PD, ids):
     return torch.cat([text_TD[:1], tokens_PD, text_TD[1:]])[None]
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_greedy_answers_are_those_of_transformers(vlm, asked):
     tokens, questions = asked
     ours = generate(vlm, tokens, questions, END, [8] * 7)

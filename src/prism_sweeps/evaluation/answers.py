@@ -6,11 +6,13 @@ text), T new positions, K options, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
@@ -121,9 +123,15 @@ def hidden_states(vlm: VLM, cache: DynamicCache, mask_BS: Tensor, embeds_BTD: Te
         inputs_embeds=embeds_BTD,
         attention_mask=mask_BS.long(),
         position_ids=positions_BS[:, -embeds_BTD.shape[1] :],
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(type(vlm.llm.base_model)): cache},
     ).last_hidden_state
+
+
+@functools.cache
+def cache_argument(model: type[nn.Module]) -> str:
+    """What `model.forward` calls its cache: transformers 5.24 renamed `past_key_values`, which 5.40 will not know."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def logits(vlm: VLM, hidden: Tensor) -> Tensor:
