@@ -56,9 +56,10 @@ def alive(pid: int) -> bool:
 
 
 def test_a_sweep_with_failures_ends_with_all_that_could_be_done(
-    store: Store, capsys: pytest.CaptureFixture[str]
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sweep, because starting workers takes a second: dependencies, retries, deaths and skipped jobs together."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it would hide a log that is written in blocks
     jobs = [
         train("t1"), score("e1", "t1"), score("e2", "t1", "raises once"), score("e3", "t1", "dies once"),
         score("bad", "t1", "bad data"),

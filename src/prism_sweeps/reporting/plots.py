@@ -117,9 +117,7 @@ def heat_map(frames: StudyFrames) -> Figure | None:
         axes.set_xticks(np.arange(len(heads)) + 0.5, heads, rotation=60, ha="right", rotation_mode="anchor")
         axes.spines[:].set_visible(False)
         write_scores(axes, score, change / reach)
-        figure.colorbar(
-            shown, label="points" if len(names) < 4 else "points from the reference", shrink=min(1.0, 8 / len(names))
-        )
+        figure.colorbar(shown, label="points from\nthe reference", shrink=min(1.0, 8 / len(names)))
     return figure
 
 

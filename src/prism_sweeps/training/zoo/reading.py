@@ -182,7 +182,7 @@ def drill(number: int, kind: str, balances: Sequence[Balance]) -> Conversation:
 def tallied(number: int, balances: Sequence[Balance]) -> Conversation:
     """A map and two numbers of things, each asked for by letter, half the time after the number itself.
 
-    Counting and finding a number's letter are learned apart sooner than together.
+    So that finding a number's letter can be learned apart from counting; see CONTRIBUTING.md for what came of it.
     """
     rng = generator("pretrain tallies", number)
     drawn, shown = map_of(number, rng, FULL)
