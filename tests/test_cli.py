@@ -89,6 +89,7 @@ def test_overrides_may_stand_around_options() -> None:
         (["plan"], "which study?"),
         (["plan", "nano/axez"], "did you mean 'nano/axes'"),
         (["plan", "backbone=nano-clop"], "nano-clip"),
+        (["plan", *CELL, "--name", "../mine"], "cannot be the name of a study"),
         (["train", "nano/axes"], "is no override"),
         (["train", "resize=naive,crop"], "one cell"),
         (["evaluate", *CELL], "is not trained"),

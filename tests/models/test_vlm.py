@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 import torch
 
@@ -164,6 +166,13 @@ def test_only_the_named_modules_are_saved_and_nothing_half_written_stays(tmp_pat
     with pytest.raises(AttributeError):
         save_trained(vlm, tmp_path / "other", ["projector", "nothing"])
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
+    with pytest.raises(OSError, match="No space left") as told:
+        save_trained(build_vlm(spec(), 1), tiny_disk / "weights", ["vision", "llm"])
+    assert told.value.errno == errno.ENOSPC
+    assert list(tiny_disk.iterdir()) == []
 
 
 def test_weights_that_are_missing_truncated_or_of_another_model_are_store_errors(tmp_path):

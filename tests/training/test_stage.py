@@ -228,11 +228,11 @@ def test_full_disk_fails_and_resumes(undisturbed: JobRecord, store: Store, monke
     with pytest.raises(Interrupted):
         tiny.train(store, stop=stop_at(4))
 
-    def fail(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def fail(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", fail)
+        patch.setattr(checkpoints, "write_tensors", fail)
         with pytest.raises(StoreError, match=r"the disk is full.*step-00000004, is kept"):
             tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
     tiny.train(store)

@@ -49,4 +49,5 @@ def show_scores(plan: Plan, store: Store) -> None:
     columns = ("benchmark", "condition", "state", "score", "SE", "n")
     title = f"{plan.study}: cell {cell.id}, {label(cell)}, seed {cell.seed}"
     console().print(table(title, columns, rows, right=("score", "SE", "n")))
-    print(f'ask it something: prism ask IMAGE "QUESTION" --cell {cell.id}')
+    if store.job(cell.train[-1]).state()["status"] == "done":
+        print(f'ask it something: prism ask IMAGE "QUESTION" --cell {cell.id}')

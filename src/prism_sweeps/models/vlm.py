@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ from prism_sweeps.config.specs import ModelSpec
 from prism_sweeps.models.language import load_language_model
 from prism_sweeps.models.projector import build_projector
 from prism_sweeps.models.vision import VisionBackbone, build_vision
-from prism_sweeps.models.weights import private_seed
+from prism_sweeps.models.weights import private_seed, write_tensors
 
 IGNORED = -100
 """The label of a position without a target (torch's and transformers' convention)."""
@@ -172,16 +172,13 @@ def build_vlm(spec: ModelSpec, seed: int) -> VLM:
 
 
 def save_trained(vlm: VLM, folder: Path, modules: Sequence[str]) -> None:
-    """Write `MODULE.safetensors` for each of `modules`; `folder` appears only when it is complete."""
+    """Write `MODULE.safetensors` for each of `modules`; `folder` appears only when it is complete. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     temporary.mkdir()
     try:
         for name in modules:
-            path = temporary / f"{name}.safetensors"
-            save_file(_own_tensors(vlm.get_submodule(name)), path)
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
+            write_tensors(temporary / f"{name}.safetensors", _own_tensors(vlm.get_submodule(name)))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prism_sweeps.config.errors import ConfigError, nearest
@@ -54,6 +56,18 @@ def private_seed(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file, flushed to the disk. Raises OSError, whose number says why."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # It writes from Rust and tells the error number in its text only.
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def read_tensors(path: Path, owner: str) -> dict[str, Tensor]:

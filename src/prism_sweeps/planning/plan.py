@@ -14,6 +14,7 @@ from prism_sweeps.config.checks import check_cell
 from prism_sweeps.config.compose import DesignSpace, design_space, load_study
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.fingerprint import Known, fingerprint
+from prism_sweeps.config.names import check_study_name
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
 from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
@@ -72,6 +73,8 @@ def make_plan(study_or_overrides: Sequence[str], name: str | None = None, config
     Cells and pairs that cannot work raise one ConfigError that names them all. `name` is the plan's own; by default the
     study's, or `adhoc-` and a hash of the grid.
     """
+    if name is not None:
+        check_study_name(name)
     space = design_space(config_dir)
     given, overrides = _split(study_or_overrides)
     study = load_study(given, config_dir) if given else Study(description=" ".join(overrides))

@@ -16,7 +16,6 @@ import fcntl
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError, StoreError
+from prism_sweeps.config.names import NAME, check_study_name
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
 from prism_sweeps.tracking.files import (
@@ -42,7 +42,6 @@ from prism_sweeps.tracking.files import (
 )
 
 STORE_VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+=-]{0,127}")
 LIBRARIES = ("prism-sweeps", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "tokenizers")
 NEW_STATE: dict[str, Any] = {
     "status": "new",
@@ -116,15 +115,6 @@ def check_version(stamp: Path) -> None:
         raise StoreError(
             f"the store {stamp.parent} has version {version}, this prism-sweeps reads up to version {STORE_VERSION}; "
             "upgrade prism-sweeps, or use another store (--store FOLDER)"
-        )
-
-
-def check_study_name(name: str) -> None:
-    """Raises ConfigError unless every part of `name` between slashes is a plain file name."""
-    if not all(NAME.fullmatch(part) for part in name.split("/")):
-        raise ConfigError(
-            f"'{name}' cannot be the name of a study: use parts of letters, digits and _ . , + = - "
-            "that do not start with a dot or a sign, with / between them, e.g. nano/axes"
         )
 
 
@@ -319,8 +309,8 @@ class JobRecord:
         make_folder(self.path)
         folder = Path(tempfile.mkdtemp(dir=self.path, prefix="weights.tmp-"))
         try:
-            yield folder
-            with explained("put in place", self.weights, "the checkpoints are kept"):
+            with explained("write", self.weights, "checkpoints are kept; make room and run the job again"):
+                yield folder
                 folder.chmod(0o755)
                 for file in folder.iterdir():
                     with file.open("rb") as stream:

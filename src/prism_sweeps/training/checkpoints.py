@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prism_sweeps.config.errors import StoreError
+from prism_sweeps.models.weights import write_tensors
 from prism_sweeps.tracking.files import sync_folder
 
 FOLDER = re.compile(r"step-(\d{8})")
@@ -58,7 +59,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StoreError(
             f"cannot write the checkpoint {final}: {reason(error)}; "
             f"{kept_text(folder)}; make room and run the job again to go on from there"
@@ -72,8 +73,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 def write_files(folder: Path, checkpoint: Checkpoint) -> None:
     tensors = folder / TENSORS
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, tensors)
-    sync_file(tensors)
+    write_tensors(tensors, {name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
     state = {
         "version": VERSION,
         "step": checkpoint.step,
@@ -132,10 +132,8 @@ def kept_text(folder: Path) -> str:
     return f"the one before, {older[0].name}, is kept" if older else "there is no earlier one"
 
 
-def reason(error: OSError | SafetensorError) -> str:
-    # safetensors writes from Rust and tells the error number in its text only.
-    full = getattr(error, "errno", None) in FULL or any(f"os error {number}" in str(error) for number in FULL)
-    return "the disk is full" if full else str(error)
+def reason(error: OSError) -> str:
+    return "the disk is full" if error.errno in FULL else str(error)
 
 
 def sync_file(path: Path) -> None:
