@@ -53,7 +53,13 @@ def _check_names(cell: Cell, choices: Choices) -> None:
     _positive(cell.resolution.pixels, f"resolution={choices['resolution']}: pixels")
     _one_of(cell.resize.strategy, schema.STRATEGIES, f"resize={choices['resize']}: strategy")
     _one_of(cell.projector.kind, schema.PROJECTORS, f"projector={choices['projector']}: kind")
+    _one_of(cell.projector.drawn_from, schema.PROJECTOR_SEEDS, f"projector={choices['projector']}: drawn_from")
+    _positive(cell.projector.hidden, f"projector={choices['projector']}: hidden")
     _one_of(cell.llm.prompt, schema.PROMPTS, f"llm={choices['llm']}: prompt")
+    _one_of(cell.llm.tokenisation, schema.TOKENISATIONS, f"llm={choices['llm']}: tokenisation")
+    _one_of(cell.tuning.method, schema.TUNING, f"tuning={choices['tuning']}: method")
+    _positive(cell.tuning.rank, f"tuning={choices['tuning']}: rank")
+    _positive(cell.tuning.alpha, f"tuning={choices['tuning']}: alpha")
     _one_of(cell.engine.precision, schema.PRECISIONS, f"engine={choices['engine']}: precision")
 
 
@@ -62,6 +68,7 @@ def _check_towers(cell: Cell, choices: Choices, config_dir: Path | None) -> None
     if not cell.backbone.towers:
         raise ConfigError(f"{where} has no towers")
     for name, tower in cell.backbone.towers.items():
+        _one_of(tower.kind, schema.TOWER_KINDS, f"{where}: kind of tower '{name}'")
         _one_of(tower.source, schema.TOWER_SOURCES, f"{where}: source of tower '{name}'")
         _positive(tower.patch, f"{where}: patch of tower '{name}'")
         if pixels not in tower.weights:

@@ -12,18 +12,22 @@ from typing import Any
 
 from omegaconf import MISSING
 
-AXES = ("backbone", "resolution", "resize", "projector", "llm", "stages", "data_mix", "schedule")
+AXES = ("backbone", "resolution", "resize", "projector", "llm", "stages", "tuning", "data_mix", "schedule")
 """The design axes: one config group each."""
 GROUPS = (*AXES, "suite", "engine", "tracking", "store")
 """Every config group a cell takes one choice of."""
 
 STRATEGIES = ("letterbox", "naive", "crop")
 PROJECTORS = ("linear", "mlp", "fused-mlp")
+PROJECTOR_SEEDS = ("cell", "vision-width")
 MODULES = ("vision", "projector", "llm")
-PROMPTS = ("in-out", "chat-template")
+PROMPTS = ("in-out", "vicuna", "llama2-chat", "mistral-instruct", "phi", "chat-template")
+TOKENISATIONS = ("whole", "per-turn")
+TUNING = ("full", "lora")
 ANSWERS = ("generate", "choice", "letter", "box")
 CONDITIONS = ("real", "blank", "shuffled")
 TOWER_SOURCES = ("timm", "open_clip")
+TOWER_KINDS = ("vit", "conv")
 PRECISIONS = ("fp32", "bf16")
 HALVES = ("align", "instruct")
 """The halves of a data mix."""
@@ -50,6 +54,10 @@ class Tower:
     """Library that builds it: timm or open_clip."""
     model: str = MISSING
     """Architecture name in that library; `{pixels}` in it stands for the resolution."""
+    kind: str = "vit"
+    """vit: patch features of the second-to-last block. conv: the cells of the last feature map, timm alone."""
+    interpolate: bool = False
+    """Whether position embeddings may be resampled from the size the weights were trained at to the one asked for."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Overrides of the architecture (embed_dim, depth, ...), for towers the library has no name for."""
     weights: dict[int, str] = field(default_factory=dict, metadata=WEIGHTS)
@@ -90,6 +98,12 @@ class Resize:
 class Projector:
     name: str = local()
     kind: str = MISSING
+    hidden: int | None = None
+    """Width of its first hidden layer; null as published: that of the language model (mlp), four
+    times the towers' (fused-mlp).
+    A fixed one makes backbones of different widths comparable."""
+    drawn_from: str = "cell"
+    """Seed of its first weights: the cell's; or vision-width, the towers' width, as the reference has it."""
 
 
 @dataclass
@@ -100,7 +114,8 @@ class LanguageModel:
     weights: str = field(default=MISSING, metadata=WEIGHTS)
     """`zoo:FOLDER` (shipped with this package), a local folder, or a hub id."""
     prompt: str = MISSING
-    """in-out (base models: `In: ..\\nOut: ..`) or chat-template (the tokenizer's own)."""
+    """in-out (base models: `In: ..\\nOut: ..`), vicuna, llama2-chat, mistral-instruct, phi: the formats of the
+    reference; chat-template: the tokenizer's own."""
     width: int = MISSING
     depth: int = MISSING
     heads: int = MISSING
@@ -109,6 +124,12 @@ class LanguageModel:
     vocabulary: int = MISSING
     context: int = MISSING
     tied_embeddings: bool = False
+    architecture: str = "llama"
+    """`model_type` of transformers' config (llama, mistral, phi, qwen2, ...)."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Further fields of that config that shape the model (head_dim, ...)."""
+    tokenisation: str = "whole"
+    """whole: a conversation is tokenised once. per-turn: each turn by itself, as the reference does it."""
 
 
 @dataclass
@@ -131,6 +152,8 @@ class Stage:
     vision_learning_rate: float | None = None
     projector_learning_rate: float | None = None
     """Of that part alone; null is `learning_rate`."""
+    vision_blocks: int | None = None
+    """Where vision is trained: only the last so many of a tower's blocks that run; null is all of it."""
 
 
 @dataclass
@@ -138,6 +161,21 @@ class Stages:
     name: str = local()
     chain: dict[str, Stage] = field(default_factory=dict, metadata=ORDERED)
     """Stage name (align, finetune, full-finetune) -> recipe, in the order they run."""
+
+
+@dataclass
+class Tuning:
+    """How a language model that a stage trains is trained: whole, or by low-rank adapters (LoRA, arXiv 2106.09685)."""
+
+    name: str = local("full")
+    method: str = "full"
+    """full | lora"""
+    rank: int = 16
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get adapters; [] is all of the language model's but its head."""
 
 
 @dataclass
@@ -160,6 +198,8 @@ class Source:
     version: str = "1"
     examples: int | None = None
     """Only the first so many; null is all."""
+    size: int | None = local(None)
+    """Conversations in the file where that is published, so that a plan can tell costs before the data are there."""
 
 
 @dataclass
@@ -240,6 +280,7 @@ class Cell:
     projector: Projector = field(default_factory=Projector)
     llm: LanguageModel = field(default_factory=LanguageModel)
     stages: Stages = field(default_factory=Stages)
+    tuning: Tuning = field(default_factory=Tuning)
     data_mix: DataMix = field(default_factory=DataMix)
     schedule: Schedule = field(default_factory=Schedule)
     suite: Suite = field(default_factory=Suite)
@@ -269,3 +310,5 @@ class Study:
     exclude: list[dict[str, Any]] = field(default_factory=list)
     """A cell that agrees with all entries of one of these is left out."""
     seeds: list[int] = field(default_factory=lambda: [1])
+    references: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of a published configuration -> entries as in `exclude`; the cell that agrees with all carries the name."""

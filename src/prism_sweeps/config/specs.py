@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prism_sweeps.config.schema import Backbone, Benchmark, LanguageModel, Projector, Resize, Resolution, Source, Stage
+from prism_sweeps.config.schema import (
+    Backbone,
+    Benchmark,
+    LanguageModel,
+    Projector,
+    Resize,
+    Resolution,
+    Source,
+    Stage,
+    Tuning,
+)
 
 
 @dataclass
@@ -32,6 +42,8 @@ class StageSpec:
     max_steps: int | None = None
     parent: str | None = None
     kind: str = "train"
+    tuning: Tuning = field(default_factory=Tuning)
+    """Of the language model; the default where the stage does not train it."""
 
 
 @dataclass

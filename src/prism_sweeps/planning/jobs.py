@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from prism_sweeps.config.fingerprint import Known, fingerprint
-from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage
+from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage, Tuning
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 
 
@@ -37,6 +37,7 @@ def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, k
         precision=cell.engine.precision,
         max_steps=cell.schedule.max_steps if last else None,
         parent=parent,
+        tuning=cell.tuning if "llm" in stage.trains else Tuning(),
     )
     title = f"{_path(cell, name)}: {_label(cell, cell.data_mix if stage.data == 'instruct' else None, last)}"
     return Job(fingerprint(spec, known), title, spec, [parent] if parent else [])
@@ -74,5 +75,6 @@ def _path(cell: Cell, name: str) -> str:
 
 def _label(cell: Cell, mix: DataMix | None, last: bool) -> str:
     model = (cell.backbone.name, cell.resolution.name, cell.resize.name, cell.projector.name, cell.llm.name)
-    names = [*model, *([mix.name] if mix else []), *([cell.schedule.name] if last else [])]
+    tuning = [] if cell.tuning.method == "full" else [cell.tuning.name]
+    names = [*model, *tuning, *([mix.name] if mix else []), *([cell.schedule.name] if last else [])]
     return f"{' '.join(names)} seed {cell.seed}"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class PlannedCell:
     config: dict[str, Any]
     train: list[str]
     evaluate: list[str]
+    reference_id: str | None = None
+    """The published configuration that this cell is, where the study names one."""
 
 
 @dataclass
@@ -157,10 +159,21 @@ def _cells_and_jobs(
             continue
         identity = fingerprint(each.cell, known)
         if identity not in cells:
-            cells[identity] = _planned(each, identity, jobs, known)
+            cells[identity] = replace(
+                _planned(each, identity, jobs, known), reference_id=_reference(grid.study.references, each)
+            )
     if wrong:
         raise ConfigError(_cannot_work(wrong))
     return list(cells.values()), jobs
+
+
+def _reference(references: Mapping[str, Mapping[str, Any]], each: _Composed) -> str | None:
+    found = [name for name, rule in references.items() if matches(rule, each.choices, each.config)]
+    if len(found) > 1:
+        raise ConfigError(
+            f"references: {each} agrees with {' and '.join(found)}; a cell is one published configuration"
+        )
+    return found[0] if found else None
 
 
 def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known) -> PlannedCell:
