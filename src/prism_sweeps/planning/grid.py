@@ -120,7 +120,7 @@ def _check_axis(key: str, values: Sequence[Any]) -> None:
 
 
 def check_rules(study: Study, space: DesignSpace) -> None:
-    """Raise ConfigError for `base`, `exclude` and `references` entries that no cell could match, and for missing seeds."""
+    """Raise ConfigError for `base`, `exclude` and `references` entries that no cell could match; for missing seeds."""
     if "seed" in study.base:
         raise ConfigError("base: 'seed' belongs under `seeds`")
     if not study.seeds:
