@@ -50,8 +50,8 @@ def amount(value: float | None, unit: str = "") -> str:
     """A large number with three digits and a letter: 1.23 M, 45.6 P; ? when unknown."""
     if value is None:
         return "?"
-    for letter in ("", "k", "M", "G", "T", "P", "E"):
-        if abs(value) < 999.5 or letter == "E":
+    for letter in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if abs(value) < 999.5 or letter == "Z":
             break
         value /= 1000
     return f"{value:.3g} {letter}{unit}".rstrip()

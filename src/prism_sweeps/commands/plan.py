@@ -43,6 +43,7 @@ def as_json(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
             "choices": cell.choices,
             "seed": cell.seed,
             "baseline": cell.baseline,
+            "reference_id": cell.reference_id,
             "train": cell.train,
             "evaluate": cell.evaluate,
         }

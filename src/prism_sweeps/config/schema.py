@@ -61,15 +61,25 @@ class Tower:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Overrides of the architecture (embed_dim, depth, ...), for towers the library has no name for."""
     weights: dict[int, str] = field(default_factory=dict, metadata=WEIGHTS)
-    """Resolution in pixels -> where its weights are: `hub`, `zoo:FILE` (shipped with this package) or a path."""
+    """Resolution in pixels -> where its weights are: `hub`, `hub:NAME` (where the library calls the model of this
+    resolution something else), `zoo:FILE` (shipped with this package) or a path."""
     width: int = MISSING
+    """Channels of its patch features."""
     depth: int = MISSING
+    """Blocks, the last one included though a ViT is cut before it; of a conv tower, all groups after the stem."""
     heads: int = MISSING
+    """0 for a conv tower."""
     patch: int = MISSING
+    """Pixels along the side of a patch; of a conv tower, the stride of its last feature map."""
     prefix_tokens: int = 0
     mlp_ratio: float = 4.0
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    parameters: int | None = local(None)
+    """Of a conv tower without its head, as its shape does not tell."""
+    flops_per_pixel: float | None = local(None)
+    """Forward operations of a conv tower for each pixel of an image, two per multiplication; they grow with its area.
+    """
 
 
 @dataclass
@@ -310,5 +320,3 @@ class Study:
     exclude: list[dict[str, Any]] = field(default_factory=list)
     """A cell that agrees with all entries of one of these is left out."""
     seeds: list[int] = field(default_factory=lambda: [1])
-    references: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of a published configuration -> entries as in `exclude`; the cell that agrees with all carries the name."""

@@ -16,6 +16,21 @@ NANO_BENCHMARKS = re.compile(r"nano-benchmarks(?:-(\d+))?")
 NANO_BENCHMARK_EXAMPLES = 1000
 EASY_VQA = {"train/chat.json": 4000, "captions/chat.json": 3181, "test": 9673}
 
+PUBLISHED = {
+    "vqav2": 214_354,
+    "gqa": 12_578,
+    "vizwiz": 4_319,
+    "textvqa": 5_000,
+    "refcoco/refcoco": 10_834,
+    "refcoco/refcoco+": 10_758,
+    "refcoco/refcocog": 4_896,
+    "ocidref": 18_342,
+    "vsr": 1_222,
+    "pope": 8_910,
+    "tallyqa": 38_589,
+    "ai2d": 15_501,
+}
+"""Questions in the evaluation splits of the paper, by the benchmark's index."""
 PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}
 """Conversations per scene in each source of a nano world."""
 TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 216, "captions": 24}
@@ -45,7 +60,8 @@ def benchmark_examples(benchmark: Benchmark) -> int | None:
     nano = NANO_BENCHMARKS.fullmatch(dataset)
     if nano is not None:
         return _least(int(nano[1] or NANO_BENCHMARK_EXAMPLES), benchmark.examples)
-    return _least(EASY_VQA.get(inside) if dataset == "easy-vqa" else None, benchmark.examples)
+    held = EASY_VQA.get(inside) if dataset == "easy-vqa" else PUBLISHED.get(benchmark.index)
+    return _least(held, benchmark.examples)
 
 
 def _source_examples(source: Source) -> int | None:
@@ -54,7 +70,7 @@ def _source_examples(source: Source) -> int | None:
         per_scene = PER_SCENE.get(source.file.partition("/")[0])
         held = None if per_scene is None else round(int(nano[1]) * per_scene)
     else:
-        held = EASY_VQA.get(source.file) if source.dataset == "easy-vqa" else None
+        held = EASY_VQA.get(source.file) if source.dataset == "easy-vqa" else source.size
     return _least(held, source.examples)
 
 

@@ -120,7 +120,7 @@ def _check_axis(key: str, values: Sequence[Any]) -> None:
 
 
 def check_rules(study: Study, space: DesignSpace) -> None:
-    """Raise ConfigError for `base`, `exclude` and `references` entries that no cell could match; for missing seeds."""
+    """Raise ConfigError for `base` and `exclude` entries that no cell could match, and for missing seeds."""
     if "seed" in study.base:
         raise ConfigError("base: 'seed' belongs under `seeds`")
     if not study.seeds:
@@ -128,17 +128,11 @@ def check_rules(study: Study, space: DesignSpace) -> None:
     for rule in study.exclude:
         if not rule:
             raise ConfigError("exclude: an empty rule would leave out every cell")
-        _check_rule("exclude", rule, space)
-    for name, rule in study.references.items():
-        _check_rule(f"references: {name}", rule, space)
-
-
-def _check_rule(where: str, rule: Mapping[str, Any], space: DesignSpace) -> None:
-    for key, value in rule.items():
-        if key in GROUPS:
-            space.choice(key, value)
-        elif key.partition(".")[0] not in (*GROUPS, "seed"):
-            raise ConfigError(f"{where}: unknown key '{key}'; {nearest(key, [*GROUPS, 'seed'])}")
+        for key, value in rule.items():
+            if key in GROUPS:
+                space.choice(key, value)
+            elif key.partition(".")[0] not in (*GROUPS, "seed"):
+                raise ConfigError(f"exclude: unknown key '{key}'; {nearest(key, [*GROUPS, 'seed'])}")
 
 
 def matches(rule: Mapping[str, Any], choices: Mapping[str, str], config: Mapping[str, Any]) -> bool:

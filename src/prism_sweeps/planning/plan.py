@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.names import check_study_name
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
+from prism_sweeps.config.published import Published
 from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.cost import job_cost
@@ -40,7 +41,7 @@ class PlannedCell:
     train: list[str]
     evaluate: list[str]
     reference_id: str | None = None
-    """The published configuration that this cell is, where the study names one."""
+    """The published configuration that this cell is (conf/reference/), if it is one."""
 
 
 @dataclass
@@ -147,6 +148,7 @@ def _cells_and_jobs(
     jobs: dict[str, Job] = {}
     wrong: dict[str, str] = {}
     known: Known = {}
+    published = Published(config_dir)
     for each in composed:
         if any(matches(rule, each.choices, each.config) for rule in grid.study.exclude):
             if not each.overrides:
@@ -159,24 +161,13 @@ def _cells_and_jobs(
             continue
         identity = fingerprint(each.cell, known)
         if identity not in cells:
-            cells[identity] = replace(
-                _planned(each, identity, jobs, known), reference_id=_reference(grid.study.references, each)
-            )
+            cells[identity] = _planned(each, identity, jobs, known, published)
     if wrong:
         raise ConfigError(_cannot_work(wrong))
     return list(cells.values()), jobs
 
 
-def _reference(references: Mapping[str, Mapping[str, Any]], each: _Composed) -> str | None:
-    found = [name for name, rule in references.items() if matches(rule, each.choices, each.config)]
-    if len(found) > 1:
-        raise ConfigError(
-            f"references: {each} agrees with {' and '.join(found)}; a cell is one published configuration"
-        )
-    return found[0] if found else None
-
-
-def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known) -> PlannedCell:
+def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known, published: Published) -> PlannedCell:
     train, evaluate = jobs_of(each.cell, known)
     for job in (*train, *evaluate):
         jobs.setdefault(job.fingerprint, job)
@@ -189,6 +180,7 @@ def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known)
         config=each.config,
         train=[job.fingerprint for job in train],
         evaluate=[job.fingerprint for job in evaluate],
+        reference_id=published.name_of(each.cell, each.choices),
     )
 
 
