@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launching": {"config", "planning", "tracking", "training", "evaluation", "data.prepare"},
 }
 MAY_IMPORT["commands"] = set(MAY_IMPORT)
-HEAVY = {"torch", "torchvision", "timm", "open_clip", "transformers", "mlflow", "submitit", "pandas", "numpy"}
+HEAVY = {"torch", "torchvision", "timm", "open_clip", "transformers", "peft", "mlflow", "submitit", "pandas", "numpy"}
 LIGHT = ("config", "planning")
 
 

@@ -23,7 +23,7 @@ from prism_sweeps.config.errors import ConfigError, StoreError, nearest
 from prism_sweeps.config.schema import MODULES
 from prism_sweeps.config.specs import ModelSpec
 from prism_sweeps.models.language import load_language_model
-from prism_sweeps.models.projector import build_projector
+from prism_sweeps.models.projector import build_projector, projector_seed
 from prism_sweeps.models.vision import VisionBackbone, build_vision
 from prism_sweeps.models.weights import private_seed, write_tensors
 
@@ -77,14 +77,21 @@ class VLM(nn.Module):
         self.llm = llm
         self.trained: tuple[str, ...] = MODULES
 
-    def train_only(self, modules: Sequence[str]) -> None:
-        """Train these of vision, projector and llm, and freeze the rest."""
+    def train_only(self, modules: Sequence[str], vision_blocks: int | None = None) -> None:
+        """Train these of vision, projector and llm, and freeze the rest.
+
+        With `vision_blocks`, of vision only the last so many blocks of every tower. Raises ConfigError.
+        """
         for name in modules:
             if name not in MODULES:
                 raise ConfigError(f"a stage cannot train '{name}'; {nearest(name, MODULES)}")
         self.trained = tuple(name for name in MODULES if name in modules)
         for name in MODULES:
             self.get_submodule(name).requires_grad_(name in self.trained)
+        if vision_blocks is not None and "vision" in self.trained:
+            self.vision.requires_grad_(False)
+            for parameter in _last_blocks(self.vision, vision_blocks):
+                parameter.requires_grad_(True)
         self.train()
 
     def train(self, mode: bool = True) -> VLM:
@@ -162,11 +169,12 @@ class VLM(nn.Module):
 def build_vlm(spec: ModelSpec, seed: int) -> VLM:
     """Pretrained towers and language model with a fresh projector, fp32 on the CPU.
 
-    `seed` decides the projector's initialisation; torch's global generator is left as it was.
+    `seed` decides the projector's initialisation, unless the vision width does (`Projector.drawn_from`); torch's global
+    generator is left as it was.
     """
     vision = build_vision(spec.backbone, spec.resolution)
     llm = load_language_model(spec.llm)
-    with private_seed(seed):
+    with private_seed(projector_seed(spec.projector, vision.width, seed)):
         projector = build_projector(spec.projector, vision.width, llm.get_input_embeddings().embedding_dim)
     return VLM(vision, projector, llm)
 
@@ -202,6 +210,18 @@ def load_trained(vlm: VLM, weights: Path) -> None:
             vlm.get_submodule(name).load_state_dict(tensors, strict=False)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise StoreError(f"'{path}' cannot be loaded: {error}") from error
+
+
+def _last_blocks(vision: VisionBackbone, count: int) -> list[nn.Parameter]:
+    """The parameters of the last `count` blocks of every tower. Raises ConfigError where one has fewer."""
+    parameters: list[nn.Parameter] = []
+    for name, tower in vision.towers.items():
+        trunk = tower.trunk
+        blocks = trunk.blocks if hasattr(trunk, "blocks") else trunk.transformer.resblocks
+        if not 0 < count <= len(blocks):
+            raise ConfigError(f"tower '{name}' runs {len(blocks)} blocks, so its last {count} cannot be trained")
+        parameters += blocks[-count:].parameters()
+    return parameters
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import itertools
 from dataclasses import dataclass
 
 from prism_sweeps.config.checks import backbone_patches, patches
-from prism_sweeps.config.schema import LanguageModel, Projector, Tower
+from prism_sweeps.config.schema import LanguageModel, Projector, Tower, Tuning
+from prism_sweeps.config.shapes import linear_layers, projector_widths
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.planning.datasets import QUESTION_TOKENS, benchmark_examples, known_examples, text_tokens
 
@@ -50,15 +51,14 @@ def model_parameters(model: ModelSpec) -> dict[str, int]:
 
 def _training_cost(spec: StageSpec) -> JobCost:
     text = text_tokens(spec.sources)
-    parts = _parts(spec.model, text)
+    sections = _sections(spec, text)
     examples = _examples_seen(spec)
-    per_example = sum(part.forward * factor for part, factor in zip(parts.values(), _factors(spec), strict=True))
     return JobCost(
-        parameters=sum(part.parameters for part in parts.values()),
-        trainable=sum(part.parameters for name, part in parts.items() if name in spec.stage.trains),
+        parameters=sum(part.parameters for part, _ in sections),
+        trainable=sum(part.parameters for part, trained in sections if trained),
         examples=examples,
         tokens=None if examples is None else examples * _length(spec.model, text),
-        flops=None if examples is None else examples * per_example,
+        flops=None if examples is None else examples * _operations(sections),
     )
 
 
@@ -84,14 +84,29 @@ def _examples_seen(spec: StageSpec) -> int | None:
     return seen if steps is None else min(seen, steps)
 
 
-def _factors(spec: StageSpec) -> list[int]:
-    """Times its forward operations that each of vision, projector, llm takes: 3 trained, 2 passed through, 1 frozen."""
-    factors, gradient = [], False
-    for module in ("vision", "projector", "llm"):
-        trained = module in spec.stage.trains
-        factors.append(3 if trained else 2 if gradient else 1)
+def _sections(spec: StageSpec, text: int) -> list[tuple[Part, bool]]:
+    """What the stage runs, in this order, and whether it is trained."""
+    sections: list[tuple[Part, bool]] = []
+    for name, part in _parts(spec.model, text).items():
+        trained = name in spec.stage.trains
+        if trained and name == "vision" and spec.stage.vision_blocks is not None:
+            last = _last_blocks(spec.model, spec.stage.vision_blocks)
+            sections += [(Part(part.parameters - last.parameters, part.forward - last.forward), False), (last, True)]
+        elif trained and name == "llm" and spec.tuning.method == "lora":
+            # Before the layers that they stand beside, since a gradient passes through those from the first one on.
+            sections += [(_adapters(spec.model.llm, spec.tuning, _length(spec.model, text)), True), (part, False)]
+        else:
+            sections.append((part, trained))
+    return sections
+
+
+def _operations(sections: list[tuple[Part, bool]]) -> float:
+    """Of one example: the forward operations 3 times where trained, twice where a gradient passes, once below that."""
+    total, gradient = 0.0, False
+    for part, trained in sections:
+        total += part.forward * (3 if trained else 2 if gradient else 1)
         gradient = gradient or trained
-    return factors
+    return total
 
 
 def _length(model: ModelSpec, text: int) -> int:
@@ -112,28 +127,46 @@ def _parts(model: ModelSpec, text: int) -> dict[str, Part]:
 
 def _tower(tower: Tower, count: int) -> Part:
     """A ViT without its last block and final norm: what the patch features need."""
-    width, hidden = tower.width, round(tower.width * tower.mlp_ratio)
-    length, blocks = count + tower.prefix_tokens, tower.depth - 1
-    matrices = 4 * width**2 + 2 * width * hidden
-    vectors = 4 * width + hidden + width + 4 * width  # biases, two norms
+    width, length = tower.width, count + tower.prefix_tokens
+    blocks = _blocks(tower, count, tower.depth - 1)
     embedding = 3 * tower.patch**2 * width
     outside = embedding + width + length * width + tower.prefix_tokens * width
+    return Part(blocks.parameters + outside, blocks.forward + 2 * embedding * count)
+
+
+def _blocks(tower: Tower, count: int, blocks: int) -> Part:
+    """So many blocks of a ViT on `count` patches."""
+    width, hidden = tower.width, round(tower.width * tower.mlp_ratio)
+    length = count + tower.prefix_tokens
+    matrices = 4 * width**2 + 2 * width * hidden
+    vectors = 4 * width + hidden + width + 4 * width  # biases, two norms
     attention = 4 * length**2 * width
-    forward = blocks * (2 * matrices * length + attention) + 2 * embedding * count
-    return Part(blocks * (matrices + vectors) + outside, forward)
+    return Part(blocks * (matrices + vectors), blocks * (2 * matrices * length + attention))
+
+
+def _last_blocks(model: ModelSpec, blocks: int) -> Part:
+    """The last so many of every tower's blocks that run."""
+    pixels = model.resolution.pixels
+    last = [_blocks(tower, patches(tower, pixels), blocks) for tower in model.backbone.towers.values()]
+    return Part(sum(part.parameters for part in last), sum(part.forward for part in last))
 
 
 def _projector(projector: Projector, vision: int, llm: int, count: int) -> Part:
-    hidden = {"linear": (), "mlp": (llm,), "fused-mlp": (4 * vision, llm)}[projector.kind]
-    widths = (vision, *hidden, llm)
+    widths = projector_widths(projector, vision, llm)
     matrices = sum(a * b for a, b in itertools.pairwise(widths))
     return Part(matrices + sum(widths[1:]), 2 * matrices * count)
 
 
+def _adapters(llm: LanguageModel, tuning: Tuning, length: int) -> Part:
+    """A (rank x in) and B (out x rank) beside each target of every block."""
+    widths = [width for name, width in linear_layers(llm).items() if not tuning.targets or name in tuning.targets]
+    matrices = llm.depth * sum(tuning.rank * (width_in + width_out) for width_in, width_out in widths)
+    return Part(matrices, 2 * matrices * length)
+
+
 def _language_model(llm: LanguageModel, length: int, text: int) -> Part:
-    """A Llama-shaped LM; its head is counted on text positions only, since nothing is predicted elsewhere."""
-    keys = llm.width * llm.kv_heads // llm.heads
-    matrices = 2 * llm.width**2 + 2 * llm.width * keys + 3 * llm.width * llm.mlp_width
+    """Its linear layers, two norms a block; the head on text positions only, since nothing is predicted elsewhere."""
+    matrices = sum(width_in * width_out for width_in, width_out in linear_layers(llm).values())
     embedding = llm.vocabulary * llm.width
     outside = embedding * (1 if llm.tied_embeddings else 2) + llm.width
     attention = 4 * length**2 * llm.width

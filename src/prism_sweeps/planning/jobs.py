@@ -37,7 +37,7 @@ def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, k
         precision=cell.engine.precision,
         max_steps=cell.schedule.max_steps if last else None,
         parent=parent,
-        tuning=cell.tuning if "llm" in stage.trains else Tuning(),
+        tuning=_tuning(cell.tuning, stage),
     )
     title = f"{_path(cell, name)}: {_label(cell, cell.data_mix if stage.data == 'instruct' else None, last)}"
     return Job(fingerprint(spec, known), title, spec, [parent] if parent else [])
@@ -46,6 +46,13 @@ def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, k
 def _resolved(stage: Stage, epochs: float) -> Stage:
     trains = [module for module in MODULES if module in stage.trains]
     return replace(stage, trains=trains, epochs=epochs if stage.epochs is None else stage.epochs)
+
+
+def _tuning(tuning: Tuning, stage: Stage) -> Tuning:
+    """Of adapters only where a language model gets some; the order in which they are listed means nothing."""
+    if tuning.method == "full" or "llm" not in stage.trains:
+        return Tuning()
+    return replace(tuning, targets=sorted(set(tuning.targets)))
 
 
 def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, known: Known | None) -> list[Job]:

@@ -16,6 +16,7 @@ from prism_sweeps.config.specs import StageSpec
 from prism_sweeps.data.batching import Example, batch_stream, encode_all, micro_batches, prefetched, steps_in
 from prism_sweeps.data.mixture import read_mixture
 from prism_sweeps.data.prepare import ensure_dataset
+from prism_sweeps.models.adapters import add_adapters, merge_adapters
 from prism_sweeps.models.language import load_tokenizer
 from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.resize import image_transform
@@ -59,6 +60,7 @@ def train(
         report(resumed.step, steps, warning)
     batches = feed(examples, spec, engine.micro_batch, range(resumed.step, steps))
     run_steps(trainer, batches, resumed.step, record, engine, identity, report, stop)
+    merge_adapters(vlm.llm)
     with record.writing_weights() as folder:
         save_trained(vlm, folder, modules_to_save(spec, store))
 
@@ -77,7 +79,9 @@ def build_model(spec: StageSpec, store: Store) -> VLM:
 
 def build_trainer(spec: StageSpec, vlm: VLM, steps: int, device: torch.device) -> Trainer:
     """Freezes what the stage does not train, and sets the random state that training starts from."""
-    vlm.train_only(spec.stage.trains)
+    vlm.train_only(spec.stage.trains, spec.stage.vision_blocks)
+    if spec.tuning.method == "lora" and "llm" in spec.stage.trains:
+        add_adapters(vlm.llm, spec.tuning, spec.seed)
     vlm.to(device)
     torch.manual_seed(spec.seed)
     return Trainer(vlm, build_optimiser(vlm, spec.stage), spec.stage, steps, spec.precision, device)

@@ -1,0 +1,60 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a language model, by peft: put in, trained, and merged again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.schema import Tuning
+from prism_sweeps.models.weights import private_seed
+
+APART = 1 << 32
+"""Between the seeds of projector and adapters, so that they are not drawn from the same numbers."""
+
+
+def add_adapters(llm: PreTrainedModel, tuning: Tuning, seed: int) -> None:
+    """Freezes `llm` and puts trainable A (rank x in) and B (out x rank) beside the weights W (out x in) of its layers.
+
+    They then act as W + alpha/rank B A. B starts at zero, so nothing changes at first; A is drawn from `seed`. Torch's
+    global generator is left as it was. Raises ConfigError for targets that the language model does not have.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # not at the top, as most runs train the model whole
+
+    config = LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,  # type: ignore[arg-type]  # said to be int, used as a number
+        lora_dropout=tuning.dropout,
+        target_modules=targets_in(llm, tuning.targets),
+    )
+    with private_seed(seed + APART):
+        inject_adapter_in_model(config, llm)
+
+
+def targets_in(llm: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """`targets`, or the names of all linear layers but the head where there are none."""
+    head = llm.get_output_embeddings()
+    linear = {name for name, module in llm.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    names = {name.rpartition(".")[2] for name in linear}
+    for target in targets:
+        if target not in names:
+            raise ConfigError(f"tuning: the language model has no linear layer '{target}'; {nearest(target, names)}")
+    return sorted(targets or names)
+
+
+def merge_adapters(llm: PreTrainedModel) -> None:
+    """Puts W + alpha/rank B A in the place of each adapted W: a model of the same names and shapes as without adapters.
+
+    Without adapters it does nothing. The adapters are not kept: the merged weights are what evaluation, later stages
+    and export read, and base and merged weights together tell them.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = {name: module for name, module in llm.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in adapted.items():
+        layer.merge()
+        llm.set_submodule(name, layer.get_base_layer())
+    if adapted:
+        del llm.peft_config
