@@ -21,7 +21,7 @@ STRATEGIES = ("letterbox", "naive", "crop")
 PROJECTORS = ("linear", "mlp", "fused-mlp")
 PROJECTOR_SEEDS = ("cell", "vision-width")
 MODULES = ("vision", "projector", "llm")
-PROMPTS = ("in-out", "vicuna", "llama2-chat", "mistral-instruct", "phi", "chat-template")
+PROMPTS = ("in-out", "vicuna", "llama2-chat", "llama2-chat-typo", "mistral-instruct", "phi", "chat-template")
 TOKENISATIONS = ("whole", "per-turn")
 TUNING = ("full", "lora")
 ANSWERS = ("generate", "choice", "letter", "box")
@@ -125,7 +125,7 @@ class LanguageModel:
     """`zoo:FOLDER` (shipped with this package), a local folder, or a hub id."""
     prompt: str = MISSING
     """in-out (base models: `In: ..\\nOut: ..`), vicuna, llama2-chat, mistral-instruct, phi: the formats of the
-    reference; chat-template: the tokenizer's own."""
+    reference, llama2-chat-typo with the system tag it misspells; chat-template: the tokenizer's own."""
     width: int = MISSING
     depth: int = MISSING
     heads: int = MISSING
@@ -140,6 +140,9 @@ class LanguageModel:
     """Further fields of that config that shape the model (head_dim, ...)."""
     tokenisation: str = "whole"
     """whole: a conversation is tokenised once. per-turn: each turn by itself, as the reference does it."""
+    max_text: int | None = None
+    """Tokens of text, BOS included, after which a conversation is cut off in training (2048 in the reference); null
+    is as many as its context leaves beside the patches, which no text may exceed."""
 
 
 @dataclass

@@ -50,29 +50,37 @@ class Example:
 
 
 def encode_all(
-    conversations: Sequence[Conversation], prompts: PromptFormat, patches: int, context: int
+    conversations: Sequence[Conversation],
+    prompts: PromptFormat,
+    patches: int,
+    context: int,
+    max_text: int | None = None,
 ) -> list[Example]:
-    """Tokenises `conversations`; those longer than `context` (patches included) lose their end.
+    """Tokenises `conversations`; those longer than `context` (patches included) or `max_text` lose their end.
 
     Raises DataError, with their number, when conversations have no supervised token left after that: they would be
     paid for and teach nothing.
     """
-    examples = [encode(conversation, prompts, patches, context) for conversation in conversations]
+    examples = [encode(conversation, prompts, patches, context, max_text) for conversation in conversations]
     mute = [example.conversation.name for example in examples if not example.supervised_T.any()]
     if mute:
+        limit = "" if max_text is None else f" and max_text of {max_text}"
         raise DataError(
             f"{len(mute)} of {len(examples)} conversations have no answer left within the model's {context} positions "
-            f"({patches} of them patches), the first: {', '.join(mute[:3])}; take them out of the data, or use a "
-            "lower resolution or a language model with a longer context"
+            f"({patches} of them patches){limit}, the first: {', '.join(mute[:3])}; take them out of the data, or use "
+            "a lower resolution or a language model with a longer context"
         )
     return examples
 
 
-def encode(conversation: Conversation, prompts: PromptFormat, patches: int, context: int) -> Example:
+def encode(
+    conversation: Conversation, prompts: PromptFormat, patches: int, context: int, max_text: int | None = None
+) -> Example:
     encoded = prompts.encode(conversation.turns)
     extra = 0 if conversation.image is None else patches
-    ids_T = np.asarray(encoded.ids[: context - extra], dtype=np.int32)
-    supervised_T = np.asarray(encoded.supervised[: context - extra], dtype=bool)
+    room = context - extra if max_text is None else min(context - extra, max_text)
+    ids_T = np.asarray(encoded.ids[:room], dtype=np.int32)
+    supervised_T = np.asarray(encoded.supervised[:room], dtype=bool)
     return Example(conversation, ids_T, supervised_T, len(ids_T) + extra)
 
 

@@ -1,7 +1,8 @@
 """Conversations as token ids, with the positions the loss is taken on.
 
-A conversation is rendered to one text and tokenised once; what is supervised is found by character offsets. So the ids
-are those the language model was trained to see, whatever its tokenizer does at the borders between turns.
+As a rule a conversation is rendered to one text and tokenised once; what is supervised is found by character offsets.
+So the ids are those the language model was trained to see, whatever its tokenizer does at the borders between turns.
+The reference tokenises turn by turn, which gives other ids at those borders; `tokenisation: per-turn` repeats that.
 """
 
 from __future__ import annotations
@@ -10,24 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from prism_sweeps.config.errors import ConfigError, DataError, nearest
-from prism_sweeps.config.schema import PROMPTS, LanguageModel
+from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.schema import PROMPTS, TOKENISATIONS, LanguageModel
+from prism_sweeps.models.formats import FORMATS, Chat, Published, Span, Turns, rendered
 
-Turns = Sequence[tuple[str, str]]
-"""(role, text); roles are human and gpt."""
-Span = tuple[int, int]
-"""Characters [first, last) of a rendered text."""
-Render = Callable[[Turns], tuple[str, list[Span]]]
-"""Turns -> text and the supervised spans. An open question (last turn human) ends where the answer starts."""
-
-ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = re.compile(r"<image>\n?|\n<image>")
 PROBE = "q"
-DATE = "26 Jul 2024"
-"""For templates that state the date (Llama 3): their own default, so that prompts do not change from day to day."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +35,20 @@ class PromptFormat:
     `end_ids` are the tokens that end an answer; training teaches the first.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, render: Render, end: str, bos_id: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        tokenise: Callable[[Turns], Encoded],
+        bos_id: int,
+        end: str,
+        closing: str = "",
+    ) -> None:
         self.tokenizer = tokenizer
         self.bos_id = bos_id
         taught = tokenizer.convert_tokens_to_ids(end)
         self.end_ids: list[int] = list(dict.fromkeys([taught, tokenizer.eos_token_id]))
-        self._render = render
+        self._closing = len(_ids(tokenizer, closing + end)) if closing else 1
+        self._tokenise = tokenise
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._control = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
 
@@ -60,22 +59,24 @@ class PromptFormat:
         them out. A conversation of a single gpt turn is a caption: BOS, text, end token, as in the reference's align
         stage. Raises DataError for an unknown role or turns the format cannot render.
         """
-        text, spans = self._render([(role, self._clean(said)) for role, said in turns])
-        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        supervised = _covered(tokens["offset_mapping"], spans)
-        if tokens["input_ids"][:1] == [self.bos_id]:
-            return Encoded(tokens["input_ids"], [False, *supervised[1:]])
-        return Encoded([self.bos_id, *tokens["input_ids"]], [False, *supervised])
+        text = self._tokenise([(role, self._clean(said)) for role, said in turns])
+        if text.ids[:1] == [self.bos_id]:
+            return Encoded(text.ids, [False, *text.supervised[1:]])
+        return Encoded([self.bos_id, *text.ids], [False, *text.supervised])
 
     def question(self, prompt: str) -> list[int]:
-        """BOS and all up to where the answer starts: the first tokens of every `encode` that begins with `prompt`."""
+        """BOS and all up to where the answer starts: the first tokens of every `encode` that begins with `prompt`.
+
+        Not so where a format is repeated with its flaw (phi, per turn), and where a template writes an answer
+        differently once more turns follow (Qwen 3's).
+        """
         return self.encode([("human", prompt)]).ids
 
     def answer(self, text: str) -> list[int]:
-        """The tokens that follow `question(...)` when the answer is `text`, without the end token."""
+        """The tokens that follow `question(...)` when the answer is `text`, without those that end it."""
         encoded = self.encode([("human", PROBE), ("gpt", text)])
         ids = [token for token, wanted in zip(encoded.ids, encoded.supervised, strict=True) if wanted]
-        return ids[:-1]
+        return ids[: -self._closing]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated tokens as text, without control tokens and surrounding blanks."""
@@ -90,125 +91,99 @@ class PromptFormat:
 
 
 def prompt_format(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> PromptFormat:
-    """The format `llm.prompt` with this tokenizer.
+    """The format `llm.prompt` with this tokenizer: one of `formats.FORMATS`, or its own chat template.
 
-    in-out: `In: {question}\\nOut: {answer}</s>` per pair of turns (prismatic-vlms' format for base models).
-    chat-template: the tokenizer's own template. BOS is the tokenizer's; where it has none, the control token the
-    template begins with, else the end-of-text token. Raises ConfigError where the tokenizer has no end token or
-    template, or does not keep a border between question and answer.
+    BOS is the tokenizer's; where it has none, the control token the template begins with, else the end-of-text token.
+    Raises ConfigError where the tokenizer has no end token or template, or does not keep a border between question and
+    answer, and for a chat template turn by turn.
     """
-    if llm.prompt not in PROMPTS:
-        raise ConfigError(f"language model '{llm.name}': unknown prompt '{llm.prompt}'; {nearest(llm.prompt, PROMPTS)}")
+    owner = f"language model '{llm.name}'"
+    for what, value, valid in (
+        ("prompt", llm.prompt, PROMPTS),
+        ("tokenisation", llm.tokenisation, TOKENISATIONS),
+    ):
+        if value not in valid:
+            raise ConfigError(f"{owner}: unknown {what} '{value}'; {nearest(value, valid)}")
     if tokenizer.eos_token is None:
-        raise ConfigError(f"language model '{llm.name}': its tokenizer has no end-of-text token")
-    if llm.prompt == "in-out":
-        bos_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        prompt = PromptFormat(tokenizer, InOut(tokenizer.eos_token), tokenizer.eos_token, bos_id)
-    else:
-        prompt = _chat_format(llm, tokenizer)
-    _check_borders(llm, prompt)
+        raise ConfigError(f"{owner}: its tokenizer has no end-of-text token")
+    prompt = _published(llm, tokenizer) if llm.prompt in FORMATS else _chat(llm, tokenizer)
+    if llm.tokenisation == "whole" or not FORMATS[llm.prompt].keeps_blank:
+        _check_borders(llm, prompt)
     return prompt
 
 
 @dataclass(frozen=True)
-class InOut:
-    """`In: ..\\nOut: ..` and the end token, over and over. The blank before an answer belongs to the answer."""
+class Whole:
+    """One text, tokenised once."""
 
-    end: str
+    tokenizer: PreTrainedTokenizerFast
+    render: Callable[[Turns], tuple[str, list[Span]]]
 
-    def __call__(self, turns: Turns) -> tuple[str, list[Span]]:
-        text, spans = "", []
-        for index, (role, said) in enumerate(turns):
-            _known(role)
-            if role == "human":
-                text += f"In: {said}\nOut:"
-                continue
-            start = len(text)
-            text += f" {said}{self.end}" if index else f"{said}{self.end}"
-            spans.append((start, len(text)))
-        return text, spans
+    def __call__(self, turns: Turns) -> Encoded:
+        text, spans = self.render(turns)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return Encoded(tokens["input_ids"], _covered(tokens["offset_mapping"], spans))
 
 
 @dataclass(frozen=True)
-class Chat:
-    """The tokenizer's chat template.
-
-    Templates seldom mark the assistant's words, so their place follows from rendering the conversation up to a turn.
-    """
+class PerTurn:
+    """Every turn tokenised as if it stood alone."""
 
     tokenizer: PreTrainedTokenizerFast
-    end: str
-    """The control token after an assistant turn."""
-    rest: str
-    """What the template writes after it."""
+    published: Published
 
-    def __call__(self, turns: Turns) -> tuple[str, list[Span]]:
-        if [role for role, _ in turns] == ["gpt"]:
-            text = turns[0][1] + self.end
-            return text, [(0, len(text))]
-        messages = [{"role": ROLES[_known(role)], "content": said} for role, said in turns]
-        is_open = messages[-1]["role"] == "user"
-        text = rendered(self.tokenizer, messages, is_open)
-        spans = [self._span(text, messages, i) for i, said in enumerate(messages) if said["role"] == "assistant"]
-        return (text.rstrip(" ") if is_open else text), spans
-
-    def _span(self, text: str, messages: list[dict[str, str]], index: int) -> Span:
-        before = rendered(self.tokenizer, messages[:index], True)
-        upto = text if index == len(messages) - 1 else rendered(self.tokenizer, messages[: index + 1], False)
-        if not (upto.startswith(before) and text.startswith(upto) and upto.endswith(self.end + self.rest)):
-            raise DataError(
-                f"the chat template writes turn {index} differently once more turns follow, so the answer's place is "
-                f"not known; it wrote {upto[-80:]!r} after {before[-80:]!r}"
-            )
-        # blanks that end the prompt are tokenised with the answer's first word
-        return len(before.rstrip(" ")), len(upto) - len(self.rest)
+    def __call__(self, turns: Turns) -> Encoded:
+        pieces = [(_ids(self.tokenizer, text), answer) for text, answer in self.published.pieces(turns)]
+        return Encoded([token for ids, _ in pieces for token in ids], [answer for ids, answer in pieces for _ in ids])
 
 
-def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], is_open: bool) -> str:
-    """The messages as the chat template writes them; `is_open` adds the start of an answer."""
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open, date_string=DATE)
-    except (TemplateError, ValueError) as error:
-        roles = [message["role"] for message in messages]
-        raise DataError(f"the chat template refuses turns {roles}: {error}") from error
+def _published(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> PromptFormat:
+    chosen, end = FORMATS[llm.prompt], tokenizer.eos_token
+    published = Published(chosen, end)
+    tokenise = Whole(tokenizer, published) if llm.tokenisation == "whole" else PerTurn(tokenizer, published)
+    bos_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return PromptFormat(tokenizer, tokenise, bos_id, end, chosen.closing)
 
 
-def _chat_format(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> PromptFormat:
+def _chat(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> PromptFormat:
+    if llm.tokenisation != "whole":
+        raise ConfigError(
+            f"language model '{llm.name}': a chat template writes whole conversations, so tokenisation is whole with "
+            f"it; per-turn goes with {', '.join(FORMATS)}"
+        )
     if not tokenizer.chat_template:
         raise ConfigError(f"language model '{llm.name}' has no chat template; a base model takes prompt: in-out")
     answer = "zyx"
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": answer}]
     text = rendered(tokenizer, messages, False)
     _, found, tail = text.rpartition(answer)
-    added = sorted(tokenizer.added_tokens_decoder.items())
-    control = {token.content: index for index, token in added if token.special}
+    control = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     ends = sorted((tail.index(token), token) for token in control if token in tail)
     if not found or not ends:
         raise ConfigError(
             f"language model '{llm.name}': its chat template ends an answer with {tail!r}, which holds no control token"
         )
-    place, end = ends[0]
+    end = ends[0][1]
     first = [token for token in control if text.startswith(token)]
     bos_id = tokenizer.bos_token_id
     if bos_id is None:
         bos_id = control[max(first, key=len)] if first else tokenizer.eos_token_id
-    return PromptFormat(tokenizer, Chat(tokenizer, end, tail[place + len(end) :]), end, bos_id)
+    return PromptFormat(tokenizer, Whole(tokenizer, Chat(tokenizer, end)), bos_id, end)
 
 
 def _check_borders(llm: LanguageModel, prompt: PromptFormat) -> None:
     whole = prompt.encode([("human", PROBE), ("gpt", "a dog")])
-    parts = [*prompt.question(PROBE), *prompt.answer("a dog"), prompt.end_ids[0]]
-    if whole.ids[: len(parts)] != parts:
+    parts = [*prompt.question(PROBE), *prompt.answer("a dog")]
+    taught = [token for token, wanted in zip(whole.ids, whole.supervised, strict=True) if wanted]
+    if whole.ids[: len(parts)] != parts or taught[-1] != prompt.end_ids[0]:
         raise ConfigError(
             f"language model '{llm.name}': its tokenizer merges the end of the question with the answer, so an answer "
             f"would be scored on other tokens than it was trained on ({whole.ids} against {parts})"
         )
 
 
-def _known(role: str) -> str:
-    if role not in ROLES:
-        raise DataError(f"unknown role '{role}' in a conversation; {nearest(role, ROLES)}")
-    return role
+def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

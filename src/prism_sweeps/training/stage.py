@@ -92,8 +92,9 @@ def read_examples(spec: StageSpec, store: Store, engine: Engine, patches: int, r
     for source in spec.sources.values():
         ensure_dataset(source.dataset, store.data, engine.workers, report)
     conversations = read_mixture(spec.sources, store.data)
-    prompts = prompt_format(spec.model.llm, load_tokenizer(spec.model.llm))
-    return encode_all(conversations, prompts, patches, spec.model.llm.context)
+    llm = spec.model.llm
+    prompts = prompt_format(llm, load_tokenizer(llm))
+    return encode_all(conversations, prompts, patches, llm.context, llm.max_text)
 
 
 def feed(examples: list[Example], spec: StageSpec, micro_batch: int, steps: range) -> Iterator[list[Batch]]:
