@@ -1,4 +1,4 @@
-"""prism data prepare: data sets, before anything needs them."""
+"""prism data prepare: data sets, and the small real weights, before anything needs them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from prism_sweeps.planning.plan import make_plan
 
 def run(arguments: Namespace) -> int:
     from prism_sweeps.data.prepare import ensure_dataset
+    from prism_sweeps.data.small_weights import ensure_small_weights
 
     names, store = list(arguments.names), default_store(arguments)
     if arguments.study:
@@ -30,7 +31,10 @@ def run(arguments: Namespace) -> int:
             def progress(done: int, total: int, note: str, name: str = name) -> None:
                 display.preparing(name, done, total, note)
 
-            folders.append(ensure_dataset(name, store.data, arguments.workers or cores(), progress))
+            if name == "small":
+                folders.append(ensure_small_weights(progress))
+            else:
+                folders.append(ensure_dataset(name, store.data, arguments.workers or cores(), progress))
     for folder in folders:
         print(folder)
     return 0

@@ -81,7 +81,7 @@ def prepare(make: Make, folder: Path, workers: int, progress: Progress) -> None:
         temporary.chmod(0o755)
         temporary.rename(folder)
     except OSError as error:
-        raise DataError(f"dataset '{folder.name}' cannot be written to {folder}: {error}; nothing was left") from error
+        raise DataError(f"'{folder.name}' cannot be written to {folder}: {error}; nothing was left") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

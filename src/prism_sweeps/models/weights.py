@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.small_weights import SMALL, small_root
+from prism_sweeps.config.weights import is_small
 
 ZOO = Path(__file__).parent / "zoo"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,9 +28,9 @@ OFFLINE = (
 
 
 def locate(reference: str, owner: str) -> int | Path | None:
-    """`random:SEED` -> the seed; `zoo:NAME` or a path that exists -> the path; anything else -> None.
+    """`random:SEED` -> the seed; `zoo:NAME`, `small:NAME` or a path that exists -> the path; anything else -> None.
 
-    Raises ConfigError, naming `owner`, for a zoo entry or seed that is none.
+    Raises ConfigError, naming `owner`, for a zoo entry or seed that is none and small weights that are not there.
     """
     kind, _, name = reference.partition(":")
     if kind == "random":
@@ -46,8 +48,22 @@ def locate(reference: str, owner: str) -> int | Path | None:
                 "`python -m prism_sweeps.training.zoo missing`"
             )
         return path
+    if kind == "small":
+        return _small(name, owner)
     path = Path(reference).expanduser()
     return path if path.exists() else None
+
+
+def _small(name: str, owner: str) -> Path:
+    folder = name.partition("/")[0]
+    if folder not in SMALL:
+        raise ConfigError(f"{owner}: there are no small weights '{folder}'; {nearest(folder, SMALL)}")
+    if not is_small(folder):
+        raise ConfigError(
+            f"{owner}: the small weights '{folder}' are not in {small_root()}, or an earlier recipe made them: "
+            "run `prism data prepare small`"
+        )
+    return small_root() / name
 
 
 @contextmanager
