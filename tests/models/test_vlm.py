@@ -1,4 +1,5 @@
 import errno
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_a_batch_without_supervised_positions_has_no_loss():
     loss, count = build_vlm(spec(), 1).loss(Batch(**{**vars(data), "labels_BT": torch.full_like(data.ids_BT, IGNORED)}))
     assert (loss.item(), count) == (0.0, 0)
     loss.backward()
+
+
+def test_a_projector_drawn_from_the_vision_width_is_the_same_for_every_seed():
+    paper = replace(spec(), projector=Projector("p", "mlp", drawn_from="vision-width"))
+    one, other = (build_vlm(paper, seed).projector.state_dict() for seed in (1, 2))
+    torch.manual_seed(64)  # two towers of 32
+    expected = torch.nn.Linear(64, 48)
+    assert torch.equal(one["0.weight"], expected.weight)
+    assert torch.equal(one["0.bias"], expected.bias)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("modules", [["projector"], ["projector", "llm"], ["vision", "projector", "llm"]])

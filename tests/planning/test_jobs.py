@@ -1,6 +1,7 @@
 import pytest
 
 from prism_sweeps.config.compose import compose_cell
+from prism_sweeps.config.schema import Tuning
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.jobs import jobs_of
 
@@ -61,6 +62,34 @@ def test_what_an_align_stage_does_not_use_leaves_it_shared(override: str) -> Non
 def test_what_an_align_stage_uses_changes_the_whole_chain(override: str) -> None:
     base, other = train(TWO), train(TWO, override)
     assert all(a.fingerprint != b.fingerprint for a, b in zip(base, other, strict=True))
+
+
+def test_tuning_changes_the_stages_that_train_the_language_model_alone() -> None:
+    base, lora = train(TWO), train(TWO, "tuning=lora")
+    assert lora[0].fingerprint == base[0].fingerprint
+    assert lora[1].fingerprint != base[1].fingerprint
+    assert (stage(lora[0]).tuning, stage(lora[1]).tuning.method) == (Tuning(), "lora")
+    assert " lora " in lora[1].title
+    assert " lora " not in base[1].title
+
+
+def test_what_a_way_of_tuning_does_not_use_means_nothing() -> None:
+    assert train("tuning.rank=5")[0].fingerprint == train()[0].fingerprint
+    one = train("tuning=lora", "tuning.targets=[q_proj,v_proj]")
+    other = train("tuning=lora", "tuning.targets=[v_proj,q_proj,v_proj]")
+    assert one[0].fingerprint == other[0].fingerprint
+    assert len({train("tuning=lora", f"tuning.rank={rank}")[0].fingerprint for rank in (16, 32)}) == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["projector=mlp-paper", "projector.hidden=200", "stages=nano-partial-finetune-two-stage"],
+)
+def test_the_recipes_fields_are_part_of_a_job(override: str) -> None:
+    whole = "stages=nano-full-finetune-two-stage"
+    base, other = train(whole), train(whole, override) if "stages" not in override else train(override)
+    assert other[-1].fingerprint != base[-1].fingerprint
+    assert (other[0].fingerprint == base[0].fingerprint) == ("stages" in override)
 
 
 def test_a_stage_after_another_is_not_the_stage_alone() -> None:

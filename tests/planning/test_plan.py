@@ -76,6 +76,17 @@ def test_names() -> None:
     assert make_plan(["small/easy-vqa", "seed=3"]).study == "small/easy-vqa"
 
 
+def test_ways_of_tuning_share_their_align_stage() -> None:
+    plan = make_plan([SMALL, "stages=nano-two-stage", "tuning=full,lora"])
+    full, lora = plan.cells
+    assert (plan.axes, full.overrides, lora.overrides) == ({"tuning": ["full", "lora"]}, {}, {"tuning": "lora"})
+    assert full.train[0] == lora.train[0]
+    assert full.train[1] != lora.train[1]
+    assert len([job for job in plan.jobs.values() if job.kind == "train"]) == 3
+    trained = {row["fingerprint"]: row["trainable"] for row in summary(plan, {})["jobs"]}
+    assert trained[lora.train[1]] < trained[full.train[1]]
+
+
 def test_what_runs_it_is_the_base_cells() -> None:
     plan = make_plan([SMALL, "engine.workers=3", "store.root=/x", "tracking=none"])
     assert (plan.engine.workers, plan.store.root, plan.tracking.mlflow) == (3, "/x", False)

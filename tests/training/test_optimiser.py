@@ -1,9 +1,11 @@
 import pytest
+import tiny_training as tiny
 import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from prism_sweeps.config.schema import Stage
+from prism_sweeps.models.vlm import build_vlm
 from prism_sweeps.training.optimiser import build_optimiser, schedule, set_learning_rate
 
 
@@ -42,6 +44,20 @@ def test_weight_decay_falls_on_matrices_only():
         "llm.input_layernorm.bias": (0.1, 0.0),
         "llm.head.bias": (0.1, 0.0),
     }
+
+
+@pytest.mark.parametrize("trains", [["projector"], ["projector", "llm"], ["vision", "projector", "llm"]])
+def test_weight_decay_reaches_every_matrix_that_is_trained_and_nothing_else(trains: list[str]):
+    vlm = build_vlm(tiny.model(), 1)
+    vlm.train_only(trains)
+    names = {id(parameter): name for name, parameter in vlm.named_parameters()}
+    found: dict[float, set[str]] = {0.0: set(), 0.1: set()}
+    for group in build_optimiser(vlm, Stage(learning_rate=2e-5, weight_decay=0.1)).param_groups:
+        found[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
+    parameters = {name: p for name, p in vlm.named_parameters() if name.partition(".")[0] in trains}
+    assert found[0.1] == {name for name, parameter in parameters.items() if parameter.ndim > 1}
+    assert found[0.0] == {name for name, parameter in parameters.items() if parameter.ndim == 1}
+    assert all(name.endswith("bias") or "norm" in name for name in found[0.0])
 
 
 @pytest.mark.parametrize("part", ["vision", "projector"])
