@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"config", "models", "data", *RECORDS},
     "evaluation": {"config", "models", "data", *RECORDS},
     "reporting": {"config", "planning", "tracking"},
+    "interop": {"config", "models", "tracking", "evaluation"},
     "launching": {"config", "planning", "tracking", "training", "evaluation", "data.prepare"},
 }
 MAY_IMPORT["commands"] = set(MAY_IMPORT)

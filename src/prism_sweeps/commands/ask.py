@@ -8,6 +8,7 @@ from prism_sweeps.commands.opening import default_store, one_cell, open_store
 from prism_sweeps.commands.output import label, print_json
 from prism_sweeps.commands.status import read_plan
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
+from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking.records import Store
 
@@ -18,10 +19,7 @@ def run(arguments: Namespace) -> int:
     if not arguments.image.is_file():
         raise DataError(f"{arguments.image}: no such image file")
     plan, cell, store = chosen(arguments)
-    job = plan.jobs[cell.train[-1]]
-    state = store.job(job.fingerprint).state()["status"]
-    if state != "done":
-        raise ConfigError(f"cell {cell.id} ({label(cell)}) is not trained in {store.root}: its last stage is {state}")
+    job = trained(plan, cell, store)
     from prism_sweeps.evaluation.loading import load_model
     from prism_sweeps.evaluation.runner import ask
 
@@ -33,6 +31,15 @@ def run(arguments: Namespace) -> int:
     else:
         print(answer)
     return 0
+
+
+def trained(plan: Plan, cell: PlannedCell, store: Store) -> Job:
+    """The job of the cell's last stage. Raises ConfigError when it is not done."""
+    job = plan.jobs[cell.train[-1]]
+    state = store.job(job.fingerprint).state()["status"]
+    if state != "done":
+        raise ConfigError(f"cell {cell.id} ({label(cell)}) is not trained in {store.root}: its last stage is {state}")
+    return job
 
 
 def chosen(arguments: Namespace) -> tuple[Plan, PlannedCell, Store]:

@@ -1,0 +1,1 @@
+"""Trained models in folders of their own: ours, LLaVA's as transformers reads it, and the reference's."""

@@ -1,0 +1,84 @@
+"""The card of a model: what it is, what it was trained on, how it scored, under whose terms its parts are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prism_sweeps.config.specs import ModelSpec
+
+LICENCES = {
+    "zoo:": "MIT, made by this package",
+    "random:": "none, random weights",
+    "clip": "MIT (OpenAI CLIP)",
+    "siglip": "Apache 2.0 (SigLIP)",
+    "dinov2": "Apache 2.0 (DINOv2)",
+    "augreg": "Apache 2.0 (ViT AugReg)",
+    "llama-2": "Llama 2 Community License",
+    "vicuna": "Llama 2 Community License; conversations of ShareGPT",
+    "mistral": "Apache 2.0 (Mistral)",
+    "phi-2": "MIT (Phi-2)",
+}
+"""Part of a weights reference or an architecture's name -> the terms its publisher states; the first that fits."""
+USE = """\
+```python
+import prism_sweeps
+
+model = prism_sweeps.load("THIS_FOLDER")
+print(model.ask("photo.png", "What is on the left?"))
+```"""
+
+
+def card(spec: ModelSpec, about: Mapping[str, Any], use: str = USE) -> str:
+    """Markdown. `about` may have origin (a sentence), choices (axis -> choice), seed, data (half -> lines), scores
+    (rows of benchmark, condition, score, standard_error, n)."""
+    choices = about.get("choices") or choices_of(spec)
+    parts = [f"# {spec.backbone.name} + {spec.llm.name}", about.get("origin", ""), use, "## What it is"]
+    parts.append(table(["axis", "choice"], [[axis, choice] for axis, choice in choices.items()]))
+    if about.get("seed") is not None:
+        parts.append(f"Seed {about['seed']}.")
+    if about.get("data"):
+        parts += ["## What it was trained on", table(["half", "source"], [list(row) for row in lines(about["data"])])]
+    if about.get("scores"):
+        head = ["benchmark", "image", "score (%)", "standard error", "questions"]
+        parts += ["## How it scored", table(head, [score_row(row) for row in about["scores"]])]
+    parts += ["## Licences of its parts", table(["part", "from", "terms"], licence_rows(spec))]
+    parts.append("The terms are those their publishers state; whoever passes this folder on keeps to all of them.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def choices_of(spec: ModelSpec) -> dict[str, str]:
+    """The names of the model's own axes."""
+    axes = ("backbone", "resolution", "resize", "projector", "llm")
+    return {axis: getattr(spec, axis).name for axis in axes}
+
+
+def lines(data: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    for half, sources in data.items():
+        yield from ((half, source) for source in sources)
+
+
+def score_row(row: Mapping[str, Any]) -> list[str]:
+    return [row["benchmark"], row["condition"], f"{row['score']:.1f}", f"{row['standard_error']:.1f}", str(row["n"])]
+
+
+def licence_rows(spec: ModelSpec) -> list[list[str]]:
+    """Each pretrained part, where it came from, and its terms."""
+    rows = []
+    for name, tower in spec.backbone.towers.items():
+        weights = tower.weights.get(spec.resolution.pixels, "")
+        source = f"{tower.source} {tower.model.replace('{pixels}', str(spec.resolution.pixels))}"
+        rows.append([f"tower {name}", source if weights == "hub" else f"{source}, {weights}", terms(weights, source)])
+    rows.append([f"language model {spec.llm.name}", spec.llm.weights, terms(spec.llm.weights, "")])
+    return rows
+
+
+def terms(weights: str, model: str) -> str:
+    """The licence of weights, as far as it is known here."""
+    known = (licence for mark, licence in LICENCES.items() if mark in f"{weights} {model}".lower())
+    return next(known, "not known here; see where it came from")
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    ruled = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in ruled)
