@@ -107,7 +107,7 @@ def test_recipes_that_can_work_pass(overrides: tuple[str, ...]) -> None:
         ((*FULL, "stages.chain.full-finetune.vision_blocks=0"), "vision_blocks is 0; it must be positive"),
         (
             (*FULL, "stages.chain.full-finetune.vision_blocks=4"),
-            "vision_blocks is 4, but tower 'clip' runs 3 blocks, all but its last; give at most as many",
+            "vision_blocks is 4, but of tower 'clip' 3 blocks run; give at most as many",
         ),
         (("projector=linear", "projector.hidden=9"), "projector=linear: hidden is 9, but a linear one has no hidden"),
         (("projector.hidden=-1",), "projector=mlp: hidden is -1; it must be positive"),

@@ -2,7 +2,8 @@ import pytest
 
 from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.schema import Benchmark, Cell, Source
-from prism_sweeps.planning.cost import job_cost, model_parameters
+from prism_sweeps.config.specs import StageSpec
+from prism_sweeps.planning.cost import JobCost, job_cost, model_parameters
 from prism_sweeps.planning.datasets import benchmark_examples, known_examples, text_tokens
 from prism_sweeps.planning.jobs import jobs_of
 
@@ -50,6 +51,73 @@ def test_projector_parameters_are_the_published_ones(
 ) -> None:
     found = parameters(f"backbone={backbone}", f"resolution={pixels}", f"projector={projector}", "llm=llama2-7b")
     assert found["projector"] / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "projector", "counted"),
+    [
+        ("clip-vit-l", "mlp-paper", 1024 * 4096 + 4096 + 4096**2 + 4096),
+        ("clip-vit-l", "linear-paper", 1024 * 4096 + 4096),
+        ("clip-vit-l", "fused-mlp-4096", 1024 * 4096 + 4096 + 2 * (4096**2 + 4096)),
+        ("dinoclip-vit-l", "fused-mlp-4096", 2048 * 4096 + 4096 + 2 * (4096**2 + 4096)),
+        ("dinoclip-vit-l", "fused-mlp-paper", 2048 * 8192 + 8192 + 8192 * 4096 + 4096 + 4096**2 + 4096),
+    ],
+)
+def test_projectors_with_widths_of_their_own(backbone: str, projector: str, counted: int) -> None:
+    found = parameters(f"backbone={backbone}", "resolution=336", f"projector={projector}", "llm=llama2-7b")
+    assert found["projector"] == counted
+
+
+def training(*overrides: str) -> tuple[StageSpec, JobCost]:
+    job = jobs_of(cell("data_mix=easy-vqa", *overrides))[0][-1]
+    assert isinstance(job.spec, StageSpec)
+    return job.spec, job_cost(job)
+
+
+def test_adapters_by_hand() -> None:
+    """nano-base: width 128, MLP 384, 4 blocks; each adapter has rank x (in + out) weights."""
+    spec, whole = training()
+    _, lora = training("tuning=lora", "tuning.rank=8")
+    adapters = 4 * 8 * (4 * (128 + 128) + 3 * (128 + 384))
+    projector = model_parameters(spec.model)["projector"]
+    assert lora.trainable == projector + adapters
+    assert lora.parameters == whole.parameters + adapters
+    _, two = training("tuning=lora", "tuning.rank=8", "tuning.targets=[q_proj,down_proj]")
+    assert two.trainable == projector + 4 * 8 * (128 + 128 + 384 + 128)
+    # The gradient of the language model's own weights is saved; the adapters' forward and backward are added.
+    _, frozen = training("stages.chain.finetune.trains=[projector]")
+    assert lora.flops == pytest.approx(frozen.flops + 6 * adapters * lora.tokens)
+    assert frozen.flops < lora.flops < whole.flops
+
+
+def test_adapters_of_a_7b_are_less_than_a_hundredth_of_it() -> None:
+    cost = job_cost(jobs_of(compose_cell([*BIG, "stages=one-stage-lora", "tuning=lora"])[0])[0][0])
+    adapters = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
+    assert cost.trainable == 20_979_712 + adapters
+    assert adapters / 6.738e9 == pytest.approx(0.006, abs=0.0005)
+
+
+def test_the_last_blocks_of_vision_by_hand() -> None:
+    """nano-clip: width 128, MLP 256, 4 blocks of which 3 run, 64 patches."""
+    full = "stages=nano-full-finetune"
+    spec, whole = training(full)
+    _, last = training(full, "stages.chain.full-finetune.vision_blocks=1")
+    _, every = training(full, "stages.chain.full-finetune.vision_blocks=3")
+    _, frozen = training()
+    block = 8 * 128**2 + 9 * 128 + 256
+    assert last.trainable == frozen.trainable + block
+    assert every.trainable == frozen.trainable + 3 * block
+    assert whole.trainable == frozen.trainable + model_parameters(spec.model)["vision"]
+    assert last.parameters == whole.parameters
+    forward = 2 * 8 * 128**2 * 64 + 4 * 64**2 * 128
+    assert last.flops == pytest.approx(frozen.flops + 2 * forward * last.examples)
+
+
+def test_two_towers_train_so_many_blocks_each() -> None:
+    fused = ("backbone=nano-dinosiglip", "stages=nano-full-finetune", "stages.chain.full-finetune.vision_blocks=1")
+    _, cost = training(*fused)
+    _, frozen = training(*fused, "stages.chain.full-finetune.trains=[projector,llm]")
+    assert cost.trainable == frozen.trainable + 2 * (8 * 128**2 + 9 * 128 + 256)
 
 
 def test_flops_of_an_align_step_by_hand() -> None:

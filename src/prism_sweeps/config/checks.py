@@ -11,6 +11,7 @@ from prism_sweeps.config import schema
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Stage, Tower
+from prism_sweeps.config.shapes import KNOWN, linear_layers, projector_widths
 
 PLACEHOLDERS = ("question", "options", "context")
 
@@ -26,6 +27,8 @@ def check_cell(cell: Cell, choices: Choices, config_dir: Path | None = None) -> 
     _check_towers(cell, choices, config_dir)
     _check_context(cell, choices)
     _check_stages(cell, choices, config_dir)
+    _check_projector(cell, choices)
+    _check_tuning(cell, choices)
     _check_suite(cell, choices)
 
 
@@ -52,14 +55,13 @@ def _positive(value: float | None, what: str) -> None:
 def _check_names(cell: Cell, choices: Choices) -> None:
     _positive(cell.resolution.pixels, f"resolution={choices['resolution']}: pixels")
     _one_of(cell.resize.strategy, schema.STRATEGIES, f"resize={choices['resize']}: strategy")
-    _one_of(cell.projector.kind, schema.PROJECTORS, f"projector={choices['projector']}: kind")
-    _one_of(cell.projector.drawn_from, schema.PROJECTOR_SEEDS, f"projector={choices['projector']}: drawn_from")
-    _positive(cell.projector.hidden, f"projector={choices['projector']}: hidden")
     _one_of(cell.llm.prompt, schema.PROMPTS, f"llm={choices['llm']}: prompt")
     _one_of(cell.llm.tokenisation, schema.TOKENISATIONS, f"llm={choices['llm']}: tokenisation")
-    _one_of(cell.tuning.method, schema.TUNING, f"tuning={choices['tuning']}: method")
-    _positive(cell.tuning.rank, f"tuning={choices['tuning']}: rank")
-    _positive(cell.tuning.alpha, f"tuning={choices['tuning']}: alpha")
+    _positive(cell.llm.max_text, f"llm={choices['llm']}: max_text")
+    if cell.llm.tokenisation == "per-turn" and cell.llm.prompt == "chat-template":
+        raise ConfigError(
+            f"llm={choices['llm']}: a chat template writes whole conversations, so tokenisation is whole with it"
+        )
     _one_of(cell.engine.precision, schema.PRECISIONS, f"engine={choices['engine']}: precision")
 
 
@@ -70,11 +72,12 @@ def _check_towers(cell: Cell, choices: Choices, config_dir: Path | None) -> None
     for name, tower in cell.backbone.towers.items():
         _one_of(tower.kind, schema.TOWER_KINDS, f"{where}: kind of tower '{name}'")
         _one_of(tower.source, schema.TOWER_SOURCES, f"{where}: source of tower '{name}'")
-        _positive(tower.patch, f"{where}: patch of tower '{name}'")
+        _check_tower_shape(tower, f"{where}: tower '{name}'")
         if pixels not in tower.weights:
             raise ConfigError(_no_weights(where, cell.backbone, name, pixels, config_dir))
         # Published weights settle their own grid (SigLIP's 27 x 27 of 384 px); any others must divide evenly.
-        if pixels % tower.patch and tower.weights[pixels] != "hub":
+        published = tower.kind == "vit" and tower.weights[pixels].partition(":")[0] == "hub"
+        if pixels % tower.patch and not published:
             fits = _listed(str(p) for p in sorted(tower.weights) if p % tower.patch == 0)
             raise ConfigError(
                 f"{where}: {pixels} px are no multiple of the patch {tower.patch} of tower '{name}'; fit: {fits}"
@@ -83,6 +86,23 @@ def _check_towers(cell: Cell, choices: Choices, config_dir: Path | None) -> None
     if len(set(grids.values())) > 1:
         counts = ", ".join(f"'{name}' {count}" for name, count in grids.items())
         raise ConfigError(f"{where} at {pixels} px: its towers must have equally many patches, but have {counts}")
+
+
+def _check_tower_shape(tower: Tower, where: str) -> None:
+    """A convolutional tower has no attention, and its shape does not tell what it costs."""
+    for number in ("width", "depth", "patch", "parameters", "flops_per_pixel"):
+        _positive(getattr(tower, number), f"{where}: {number}")
+    if tower.kind == "vit":
+        _positive(tower.heads, f"{where}: heads")
+        return
+    if tower.source != "timm":
+        raise ConfigError(
+            f"{where} is of kind conv and source {tower.source}; only timm's convolutional ones are known"
+        )
+    if tower.heads or tower.prefix_tokens:
+        raise ConfigError(f"{where} is of kind conv, so its heads and prefix_tokens must be 0")
+    if tower.parameters is None or tower.flops_per_pixel is None:
+        raise ConfigError(f"{where} is of kind conv, so it must state its parameters and flops_per_pixel")
 
 
 def _no_weights(where: str, backbone: Backbone, name: str, pixels: int, config_dir: Path | None) -> str:
@@ -119,6 +139,7 @@ def _check_stages(cell: Cell, choices: Choices, config_dir: Path | None) -> None
         raise ConfigError(f"{where} has no stage")
     for position, (name, stage) in enumerate(chain):
         _check_stage(stage, f"{where}: stage '{name}'", last=position == len(chain) - 1)
+        _check_vision_blocks(stage, cell.backbone, f"{where}: stage '{name}'")
         if not getattr(cell.data_mix, stage.data):
             instead = _choices_with("data_mix", lambda mix, half=stage.data: bool(getattr(mix, half)), config_dir)
             raise ConfigError(
@@ -150,6 +171,53 @@ def _check_stage(stage: Stage, where: str, last: bool) -> None:
         )
     if not last and stage.epochs is None:
         raise ConfigError(f"{where} is not the last, so the schedule is not its: give it epochs")
+
+
+def _check_vision_blocks(stage: Stage, backbone: Backbone, where: str) -> None:
+    if stage.vision_blocks is None:
+        return
+    what = f"{where}: vision_blocks"
+    _positive(stage.vision_blocks, what)
+    if "vision" not in stage.trains:
+        raise ConfigError(
+            f"{what} is {stage.vision_blocks}, but the stage trains {', '.join(stage.trains)}: "
+            "add vision to trains, or leave vision_blocks null"
+        )
+    for name, tower in backbone.towers.items():
+        # A ViT is cut before its last block.
+        runs = tower.depth - 1 if tower.kind == "vit" else tower.depth
+        if stage.vision_blocks > runs:
+            raise ConfigError(
+                f"{what} is {stage.vision_blocks}, but of tower '{name}' {runs} blocks run; "
+                "give at most as many, or null for all of vision"
+            )
+
+
+def _check_projector(cell: Cell, choices: Choices) -> None:
+    where, projector = f"projector={choices['projector']}", cell.projector
+    _one_of(projector.kind, schema.PROJECTORS, f"{where}: kind")
+    _one_of(projector.drawn_from, schema.PROJECTOR_SEEDS, f"{where}: drawn_from")
+    _positive(projector.hidden, f"{where}: hidden")
+    projector_widths(projector, vision=1, llm=1)  # for its error: a linear projector with a hidden width
+
+
+def _check_tuning(cell: Cell, choices: Choices) -> None:
+    where, tuning = f"tuning={choices['tuning']}", cell.tuning
+    _one_of(tuning.method, schema.TUNING, f"{where}: method")
+    if tuning.method == "full":
+        return
+    _positive(tuning.rank, f"{where}: rank")
+    _positive(tuning.alpha, f"{where}: alpha")
+    if not 0 <= tuning.dropout < 1:
+        raise ConfigError(f"{where}: dropout is {tuning.dropout}; it must be at least 0 and below 1")
+    # Of other architectures the names are known when the model is loaded.
+    if cell.llm.architecture in KNOWN:
+        for target in tuning.targets:
+            _one_of(target, linear_layers(cell.llm), f"{where}: a target in llm={choices['llm']}")
+    if not any("llm" in stage.trains for stage in cell.stages.chain.values()):
+        raise ConfigError(
+            f"{where}, but no stage of stages={choices['stages']} trains the llm; take tuning=full or other stages"
+        )
 
 
 def _check_mix(mix: DataMix, where: str) -> None:
