@@ -6,67 +6,36 @@ Shapes: B images, C colour channels, H height, W width, P patches, D channels (o
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
 from dataclasses import replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import TOWER_SOURCES, Backbone, Resolution, Tower
+from prism_sweeps.models.towers import PatchTower, cut, without_memory
 from prism_sweeps.models.weights import OFFLINE, check_shape, locate, private_seed, put_tensors, read_tensors
 
-HEADS = ("head.", "fc_norm.", "attn_pool.", "norm.", "ln_post.", "proj", "attn_pool_contrastive.")
-
-
-class TimmTower(nn.Module):
-    """A timm ViT cut after its second-to-last block: no last block, no final norm, no head (prismatic facts §1.2)."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        blocks = trunk.blocks
-        self.shape = {
-            "width": trunk.embed_dim,
-            "depth": len(blocks),
-            "heads": blocks[0].attn.num_heads,
-            "patch": trunk.patch_embed.patch_size[0],
-            "prefix_tokens": trunk.num_prefix_tokens,
-        }
-        trunk.prune_intermediate_layers([-2], prune_norm=True, prune_head=True)
-        self.trunk = trunk
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        return self.trunk.forward_features(pixels_BCHW)[:, self.shape["prefix_tokens"] :]
-
-
-class OpenClipTower(nn.Module):
-    """open_clip's own ViT, cut the same way."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        blocks = trunk.transformer.resblocks
-        self.shape = {
-            "width": trunk.conv1.out_channels,
-            "depth": len(blocks),
-            "heads": blocks[0].attn.num_heads,
-            "patch": trunk.patch_size[0],
-            "prefix_tokens": 1,
-        }
-        trunk.prune_intermediate_layers([-2], prune_norm=True, prune_head=True)
-        trunk.attn_pool = trunk.attn_pool_contrastive = None
-        self.trunk = trunk
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        out = self.trunk.forward_intermediates(pixels_BCHW, indices=[-1], intermediates_only=True, output_fmt="NLC")
-        return out["image_intermediates"][0]
+HEADS = (
+    *("head.", "fc_norm.", "attn_pool.", "norm.", "ln_post.", "proj", "attn_pool_contrastive."),
+    *("classifier.", "fc."),  # of convolutional networks
+)
+POSITIONS = ("pos_embed", "positional_embedding")
+"""What timm and open_clip call the table of position embeddings."""
 
 
 class VisionBackbone(nn.Module):
     """One tower, or several whose features stand side by side on the channel dimension, in the config's order."""
 
-    def __init__(self, towers: dict[str, nn.Module], patches: int) -> None:
+    def __init__(self, towers: dict[str, PatchTower], patches: int) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         self.patches = patches
@@ -76,18 +45,30 @@ class VisionBackbone(nn.Module):
         """Tower name -> pixels_BCHW, normalised for that tower, to features_BPD of the penultimate block."""
         return torch.cat([tower(pixels[name]) for name, tower in self.towers.items()], dim=2)
 
+    def last_blocks(self, n: int) -> list[nn.Parameter]:
+        """The parameters of the last `n` blocks that run of every tower. Raises ConfigError when one has fewer."""
+        found: list[nn.Parameter] = []
+        for name, tower in self.towers.items():
+            try:
+                found += tower.last_blocks(n)
+            except ConfigError as error:
+                raise ConfigError(f"tower '{name}': {error}") from error
+        return found
 
-def build_vision(backbone: Backbone, resolution: Resolution) -> VisionBackbone:
+
+def build_vision(backbone: Backbone, resolution: Resolution, empty: bool = False) -> VisionBackbone:
     """Build every tower at this resolution and load its weights; fp32, on the CPU.
 
-    Weights are `hub` (position embeddings resampled by the library where it was trained at another resolution),
-    `zoo:FILE` or a path to safetensors with the library's own names, or `random:SEED`. Raises ConfigError for weights
-    that are missing or do not fit, a stated shape that is not the tower's, and towers of unequal patch counts.
+    Weights are `hub` or, where the library has another name for this resolution, `hub:NAME`; `zoo:FILE` or a path to
+    safetensors with the library's own names; or `random:SEED`. `empty` builds the same on the meta device and reads no
+    weights: for counting, and for loading into after `towers.materialise`. Raises ConfigError for weights that are
+    missing or do not fit, those of another size where the tower may not be interpolated, a stated shape that is not the
+    tower's, and towers of unequal patch counts.
     """
     if not backbone.towers:
         raise ConfigError(f"backbone '{backbone.name}' has no towers")
     pixels = resolution.pixels
-    towers = {name: build_tower(tower, pixels, f"tower '{name}'") for name, tower in backbone.towers.items()}
+    towers = {name: build_tower(tower, pixels, f"tower '{name}'", empty) for name, tower in backbone.towers.items()}
     counts = {name: (pixels // tower.patch) ** 2 for name, tower in backbone.towers.items()}
     if len(set(counts.values())) > 1:
         raise ConfigError(
@@ -96,42 +77,86 @@ def build_vision(backbone: Backbone, resolution: Resolution) -> VisionBackbone:
     return VisionBackbone(towers, next(iter(counts.values())))
 
 
-def build_tower(tower: Tower, pixels: int, owner: str) -> nn.Module:
+def build_tower(tower: Tower, pixels: int, owner: str, empty: bool = False) -> PatchTower:
     """One tower with its weights; `{pixels}` in its model name stands for the resolution."""
     if tower.source not in TOWER_SOURCES:
         raise ConfigError(f"{owner}: unknown source '{tower.source}'; {nearest(tower.source, TOWER_SOURCES)}")
-    model = tower.model.replace("{pixels}", str(pixels))
-    owner = f"{owner} ({tower.source} {model})"
     if pixels not in tower.weights:
-        raise ConfigError(f"{owner} has no weights for {pixels} px; it has them for {sorted(tower.weights)}")
-    place = _place(tower.weights[pixels], owner)
+        raise ConfigError(
+            f"{owner} ({tower.source} {tower.model}) has no weights for {pixels} px; "
+            f"it has them for {sorted(tower.weights)}"
+        )
+    weights, _, another = tower.weights[pixels].partition(":")
+    from_hub = weights == "hub"
+    model = another if from_hub and another else tower.model.replace("{pixels}", str(pixels))
+    tower, owner = replace(tower, model=model), f"{owner} ({tower.source} {model})"
+    place = None if from_hub or empty else _place(tower.weights[pixels], owner)
+    if from_hub:
+        _check_trained_size(tower, pixels, owner)
     with private_seed(place if isinstance(place, int) else 0):
-        trunk = _trunk(replace(tower, model=model), pixels, owner, from_hub=place is None)
-    built = _cut(trunk, owner)
-    stated = {key: getattr(tower, key) for key in built.shape}
-    check_shape(owner, stated, built.shape)
+        trunk = _trunk(tower, pixels, owner, from_hub=from_hub and not empty, empty=empty)
+    built = cut(trunk, tower.kind, owner)
+    check_shape(owner, {key: getattr(tower, key) for key in built.shape}, built.shape)
     if isinstance(place, Path):
-        _load(built.trunk, place, owner)
+        _load(built, place, owner, pixels, tower.interpolate)
     return built
 
 
-def _place(reference: str, owner: str) -> int | Path | None:
-    if reference == "hub":
-        return None
+def _place(reference: str, owner: str) -> int | Path:
     place = locate(reference, owner)
     if place is None:
         raise ConfigError(f"{owner}: weights '{reference}' do not exist; give hub, zoo:FILE or a path to .safetensors")
     return place
 
 
-def _trunk(tower: Tower, pixels: int, owner: str, from_hub: bool) -> nn.Module:
+def _check_trained_size(tower: Tower, pixels: int, owner: str) -> None:
+    """The libraries would resample position embeddings to any size, and say nothing."""
+    if tower.kind == "conv" or tower.interpolate:
+        return
+    trained = _trained_size(tower)
+    if trained is not None and trained // tower.patch != pixels // tower.patch:
+        raise ConfigError(_other_size(owner, trained // tower.patch, trained, pixels, tower.patch))
+
+
+def _trained_size(tower: Tower) -> int | None:
+    """In pixels, of the published weights; None where the library does not say, or not know the model."""
+    if tower.source == "timm":
+        architecture, _, tag = tower.model.partition(".")
+        known = timm.is_model(architecture) and (not tag or timm.is_model_pretrained(tower.model))
+        return timm.get_pretrained_cfg(tower.model).input_size[-1] if known else None
+    import open_clip
+
+    config = open_clip.get_model_config(tower.model) or {}
+    return config.get("vision_cfg", {}).get("image_size")
+
+
+def _other_size(what: str, grid: int, trained: int, pixels: int, patch: int) -> str:
+    own = pixels // patch
+    return (
+        f"{what} was trained at {trained} px ({grid} x {grid} patches), not at {pixels} px ({own} x {own}): take "
+        f"resolution={trained}, name weights made for this resolution, or set `interpolate: true` to have its position "
+        "embeddings resampled"
+    )
+
+
+def _trunk(tower: Tower, pixels: int, owner: str, from_hub: bool, empty: bool) -> nn.Module:
     create = _create_timm if tower.source == "timm" else _create_open_clip
     try:
-        return create(tower, pixels, from_hub)
-    except OSError as error:
+        with without_memory() if empty else nullcontext():
+            return create(tower, pixels, from_hub, "meta" if empty else "cpu")
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{owner}: its weights are gated: accept their licence on their page on the hub, log in with "
+            f"`hf auth login` (or set HF_TOKEN), and run this again ({_first_line(error)})"
+        ) from error
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"{owner}: its weights cannot be had from the hub: {error}. {OFFLINE}") from error
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"{owner} cannot be built at {pixels} px: {error}{_did_you_mean(tower)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _did_you_mean(tower: Tower) -> str:
@@ -142,11 +167,13 @@ def _did_you_mean(tower: Tower) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _create_timm(tower: Tower, pixels: int, from_hub: bool) -> nn.Module:
-    return timm.create_model(tower.model, pretrained=from_hub, num_classes=0, img_size=pixels, **tower.kwargs)
+def _create_timm(tower: Tower, pixels: int, from_hub: bool, device: str) -> nn.Module:
+    """A convolutional network takes images of any size, and no argument for it."""
+    size = {} if tower.kind == "conv" else {"img_size": pixels}
+    return timm.create_model(tower.model, pretrained=from_hub, num_classes=0, **size, **tower.kwargs)
 
 
-def _create_open_clip(tower: Tower, pixels: int, from_hub: bool) -> nn.Module:
+def _create_open_clip(tower: Tower, pixels: int, from_hub: bool, device: str) -> nn.Module:
     """`kwargs` are those of `open_clip.create_model`; `pretrained` among them is the tag of the hub's weights."""
     import open_clip  # takes seconds to import, and few towers come from it
 
@@ -161,29 +188,51 @@ def _create_open_clip(tower: Tower, pixels: int, from_hub: bool) -> nn.Module:
         require_pretrained=from_hub,
         force_image_size=pixels,
         pretrained_text=False,
+        device=device,
         **kwargs,
     )
     return getattr(model.visual, "trunk", model.visual)
 
 
-def _cut(trunk: nn.Module, owner: str) -> nn.Module:
-    is_timm = hasattr(trunk, "blocks") and hasattr(trunk, "num_prefix_tokens")
-    if not is_timm and not (hasattr(trunk, "transformer") and hasattr(trunk, "conv1")):
-        raise ConfigError(f"{owner} is a {type(trunk).__name__}; only transformer towers have patch tokens")
-    if len(trunk.blocks if is_timm else trunk.transformer.resblocks) < 2:
-        raise ConfigError(f"{owner} has a single block; features are those of the second-to-last one")
-    return TimmTower(trunk) if is_timm else OpenClipTower(trunk)
-
-
-def _load(trunk: nn.Module, path: Path, owner: str) -> None:
+def _load(tower: PatchTower, path: Path, owner: str, pixels: int, interpolate: bool) -> None:
     """A file may hold the whole tower, or a whole CLIP: what was cut away is left out, what remains has to be all."""
-    tensors = read_tensors(path, owner)
+    trunk, tensors = tower.trunk, read_tensors(path, owner)
     if any(name.startswith("visual.") for name in tensors):
         tensors = {
             n.removeprefix("visual.").removeprefix("trunk."): t for n, t in tensors.items() if n.startswith("visual.")
         }
-    own = trunk.state_dict().keys()
+    own = trunk.state_dict()
+    cut_away = (*HEADS, *_last_block(trunk))
+    tensors = {n: t for n, t in tensors.items() if n in own or not n.startswith(cut_away)}
+    for name in POSITIONS:
+        if name in tensors and name in own and tensors[name].shape[:-1] != own[name].shape[:-1]:
+            patch = tower.shape["patch"]
+            tensors[name] = _resampled(
+                tensors[name], len(own[name].flatten(0, -2)), pixels, patch, f"{owner}: '{path}'", interpolate
+            )
+    put_tensors(trunk, tensors, owner, path)
+
+
+def _last_block(trunk: nn.Module) -> list[str]:
+    """How the names of its tensors begin, where there was one and it was cut away."""
+    if not hasattr(trunk, "num_prefix_tokens") and not hasattr(trunk, "transformer"):
+        return []
     blocks = "blocks" if hasattr(trunk, "blocks") else "transformer.resblocks"
-    last = f"{blocks}.{len(trunk.get_submodule(blocks))}."
-    cut_away = (*HEADS, last)
-    put_tensors(trunk, {n: t for n, t in tensors.items() if n in own or not n.startswith(cut_away)}, owner, path)
+    return [f"{blocks}.{len(trunk.get_submodule(blocks))}."]
+
+
+def _resampled(table: Tensor, own: int, pixels: int, patch: int, what: str, interpolate: bool) -> Tensor:
+    """A table of position embeddings (..., positions, D) for a grid of `pixels`, as the libraries resample it.
+
+    `own` counts the positions it has to have: those of the grid, and the prefix tokens'.
+    """
+    grid = pixels // patch
+    prefix = own - grid**2
+    trained = isqrt(max(table.shape[-2] - prefix, 0))
+    if trained**2 + prefix != table.shape[-2]:
+        return table  # of no square grid: told as another shape
+    if not interpolate:
+        raise ConfigError(_other_size(what, trained, trained * patch, pixels, patch))
+    rows = table.reshape(1, -1, table.shape[-1])
+    new = resample_abs_pos_embed(rows, [grid, grid], [trained, trained], num_prefix_tokens=prefix)
+    return new.reshape(*table.shape[:-2], own, table.shape[-1])

@@ -126,7 +126,9 @@ def _parts(model: ModelSpec, text: int) -> dict[str, Part]:
 
 
 def _tower(tower: Tower, count: int) -> Part:
-    """A ViT without its last block and final norm: what the patch features need."""
+    """A ViT without its last block and final norm, or a whole conv tower: what the patch features need."""
+    if tower.kind == "conv":
+        return _blocks(tower, count, tower.depth)
     width, length = tower.width, count + tower.prefix_tokens
     blocks = _blocks(tower, count, tower.depth - 1)
     embedding = 3 * tower.patch**2 * width
@@ -135,7 +137,10 @@ def _tower(tower: Tower, count: int) -> Part:
 
 
 def _blocks(tower: Tower, count: int, blocks: int) -> Part:
-    """So many blocks of a ViT on `count` patches."""
+    """So many blocks on `count` patches; of a conv tower, their share in what it states, as if all were alike."""
+    if tower.kind == "conv":
+        share, pixels = blocks / tower.depth, count * tower.patch**2
+        return Part(round((tower.parameters or 0) * share), (tower.flops_per_pixel or 0.0) * pixels * share)
     width, hidden = tower.width, round(tower.width * tower.mlp_ratio)
     length = count + tower.prefix_tokens
     matrices = 4 * width**2 + 2 * width * hidden
