@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -46,7 +47,7 @@ def save(model: Model, to: Path) -> None:
             write_tower(folder, name, tensors_of(tower.trunk))
         write_projector(folder, tensors_of(model.vlm.projector))
         write_language_model(folder, model.vlm.llm, model.tokenizer)
-        describe(folder, model)
+        describe(folder, model.spec, model.precision, model.about)
 
 
 def load(folder: Path | str, device: str = "auto", precision: str | None = None) -> Model:
@@ -121,11 +122,11 @@ def write_language_model(folder: Path, llm: PreTrainedModel, tokenizer: PreTrain
     tokenizer.save_pretrained(folder / "llm")
 
 
-def describe(folder: Path, model: Model) -> None:
+def describe(folder: Path, spec: ModelSpec, precision: str, about: dict[str, Any]) -> None:
     """config.json and the card."""
-    config = {"prism": VERSION, "model": plain(model.spec), "precision": model.precision, "about": model.about}
+    config = {"prism": VERSION, "model": plain(spec), "precision": precision, "about": about}
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(model.spec, model.about), encoding="utf-8")
+    (folder / "README.md").write_text(card(spec, about), encoding="utf-8")
 
 
 def _tower_file(folder: Path, name: str) -> Path:
