@@ -10,7 +10,7 @@ from string import Formatter
 from prism_sweeps.config import schema
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import ConfigError, nearest
-from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Stage, Tower
+from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, LanguageModel, Stage, Tower
 from prism_sweeps.config.shapes import KNOWN, linear_layers, projector_widths
 
 PLACEHOLDERS = ("question", "options", "context")
@@ -55,14 +55,19 @@ def _positive(value: float | None, what: str) -> None:
 def _check_names(cell: Cell, choices: Choices) -> None:
     _positive(cell.resolution.pixels, f"resolution={choices['resolution']}: pixels")
     _one_of(cell.resize.strategy, schema.STRATEGIES, f"resize={choices['resize']}: strategy")
-    _one_of(cell.llm.prompt, schema.PROMPTS, f"llm={choices['llm']}: prompt")
-    _one_of(cell.llm.tokenisation, schema.TOKENISATIONS, f"llm={choices['llm']}: tokenisation")
-    _positive(cell.llm.max_text, f"llm={choices['llm']}: max_text")
-    if cell.llm.tokenisation == "per-turn" and cell.llm.prompt == "chat-template":
-        raise ConfigError(
-            f"llm={choices['llm']}: a chat template writes whole conversations, so tokenisation is whole with it"
-        )
+    _check_text(cell.llm, f"llm={choices['llm']}")
     _one_of(cell.engine.precision, schema.PRECISIONS, f"engine={choices['engine']}: precision")
+
+
+def _check_text(llm: LanguageModel, where: str) -> None:
+    _one_of(llm.prompt, schema.PROMPTS, f"{where}: prompt")
+    _one_of(llm.tokenisation, schema.TOKENISATIONS, f"{where}: tokenisation")
+    _positive(llm.max_text, f"{where}: max_text")
+    if llm.tokenisation == "per-turn" and llm.prompt == "chat-template":
+        raise ConfigError(
+            f"{where}: a chat template writes whole conversations, so with it tokenisation must be whole; per-turn "
+            "goes with the other prompts"
+        )
 
 
 def _check_towers(cell: Cell, choices: Choices, config_dir: Path | None) -> None:
