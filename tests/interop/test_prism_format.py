@@ -21,7 +21,10 @@ ABOUT = {
     "choices": {"backbone": "tiny", "schedule": "one-epoch"},
     "seed": 3,
     "data": {"finetune": ["llava: llava/chat.json, version 1"]},
-    "scores": [{"benchmark": "pope", "condition": "real", "score": 81.25, "standard_error": 1.5, "n": 300}],
+    "scores": [
+        {"benchmark": "pope", "condition": "real", "score": 81.25, "standard_error": 1.5, "n": 300},
+        {"benchmark": "vsr", "condition": "blank", "score": 50.0, "standard_error": None, "n": 1},
+    ],
 }
 
 
@@ -85,10 +88,16 @@ def test_the_card_tells_axes_data_scores_and_licences(folder):
         "Seed 3.",
         "| finetune | llava: llava/chat.json, version 1 |",
         "| pope | real | 81.2 | 1.5 | 300 |",
+        "| vsr | blank | 50.0 |  | 1 |",
         "| tower clip | timm vit_large_patch14_clip_quickgelu_224.openai, random:1 | none, random weights |",
         "prism_sweeps.load(",
     ):
         assert line in card
+
+
+def test_everyone_may_read_the_files(folder):
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
 
 
 def test_importing_the_package_stays_light():

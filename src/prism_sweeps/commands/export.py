@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prism_sweeps.commands.ask import chosen, trained
 from prism_sweeps.commands.output import label, print_json
 from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.schema import AXES
 from prism_sweeps.config.specs import EvaluationSpec, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking.records import Store, source_commit
@@ -63,7 +64,7 @@ def about(plan: Plan, cell: PlannedCell, store: Store) -> dict[str, Any]:
         "origin": f"Cell `{cell.id}` of the study `{plan.study}`, by prism-sweeps ({source_commit() or 'installed'}).",
         "cell": cell.id,
         "fingerprint": cell.train[-1],
-        "choices": cell.choices,
+        "choices": {axis: choice for axis, choice in cell.choices.items() if axis in AXES},
         "seed": cell.seed,
         "data": {stage.name: sources_of(stage) for stage in stages if isinstance(stage, StageSpec)},
         "scores": scores(plan, cell, store),

@@ -59,7 +59,9 @@ def lines(data: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
 
 
 def score_row(row: Mapping[str, Any]) -> list[str]:
-    return [row["benchmark"], row["condition"], f"{row['score']:.1f}", f"{row['standard_error']:.1f}", str(row["n"])]
+    error = row["standard_error"]  # None where a benchmark has too few images to tell
+    told = "" if error is None else f"{error:.1f}"
+    return [row["benchmark"], row["condition"], f"{row['score']:.1f}", told, str(row["n"])]
 
 
 def licence_rows(spec: ModelSpec) -> list[list[str]]:

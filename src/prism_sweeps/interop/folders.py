@@ -37,6 +37,7 @@ def new_folder(to: Path) -> Iterator[Path]:
             folder.chmod(0o755)
             for path in folder.rglob("*"):
                 if path.is_file():
+                    path.chmod(0o644)  # safetensors makes files for their owner alone
                     _flush(path)
             check_free(to)  # it took minutes to get here
             folder.replace(to)
