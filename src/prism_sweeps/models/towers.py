@@ -139,7 +139,7 @@ def cut(trunk: nn.Module, kind: str, owner: str) -> PatchTower:
             raise ConfigError(f"{what}; kind conv is for convolutional networks of timm: set kind: vit for a ViT")
         return ConvTower(trunk)
     if not vit and not own:
-        raise ConfigError(f"{what}; only transformer towers have patch tokens: set kind: conv for a convolutional one")
+        raise ConfigError(f"{what}; only transformer towers have patch tokens; set kind: conv if it is convolutional")
     if len(trunk.blocks if vit else trunk.transformer.resblocks) < 2:
         raise ConfigError(f"{owner} has a single block; features are those of the second-to-last one")
     return TimmTower(trunk) if vit else OpenClipTower(trunk)

@@ -152,7 +152,8 @@ def _trunk(tower: Tower, pixels: int, owner: str, from_hub: bool, empty: bool) -
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{owner}: its weights cannot be had from the hub: {error}. {OFFLINE}") from error
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"{owner} cannot be built at {pixels} px: {error}{_did_you_mean(tower)}") from error
+        hint = "; set kind: conv if it is convolutional" if "'img_size'" in str(error) else _did_you_mean(tower)
+        raise ConfigError(f"{owner} cannot be built at {pixels} px: {error}{hint}") from error
 
 
 def _first_line(error: Exception) -> str:
