@@ -32,7 +32,8 @@ class Encoded:
 class PromptFormat:
     """How conversations with one language model are written.
 
-    `end_ids` are the tokens that end an answer; training teaches the first.
+    `end_ids` are the tokens that end an answer; training teaches the first. `closing` counts the supervised tokens
+    that follow an answer's text.
     """
 
     def __init__(
@@ -41,13 +42,13 @@ class PromptFormat:
         tokenise: Callable[[Turns], Encoded],
         bos_id: int,
         end: str,
-        closing: str = "",
+        closing: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
         self.bos_id = bos_id
         taught = tokenizer.convert_tokens_to_ids(end)
         self.end_ids: list[int] = list(dict.fromkeys([taught, tokenizer.eos_token_id]))
-        self._closing = len(_ids(tokenizer, closing + end)) if closing else 1
+        self._closing = closing
         self._tokenise = tokenise
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._control = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
@@ -142,7 +143,17 @@ def _published(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> Prompt
     published = Published(chosen, end)
     tokenise = Whole(tokenizer, published) if llm.tokenisation == "whole" else PerTurn(tokenizer, published)
     bos_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return PromptFormat(tokenizer, tokenise, bos_id, end, chosen.closing)
+    return PromptFormat(tokenizer, tokenise, bos_id, end, _closing_tokens(tokenise) if chosen.closing else 1)
+
+
+def _closing_tokens(tokenise: Callable[[Turns], Encoded]) -> int:
+    """How many tokens two answers that have nothing in common end with."""
+    taught = []
+    for said in ("a", "2"):
+        encoded = tokenise([("human", PROBE), ("gpt", said)])
+        taught.append([token for token, wanted in zip(encoded.ids, encoded.supervised, strict=True) if wanted])
+    pairs = enumerate(zip(*map(reversed, taught), strict=False))
+    return next((index for index, (one, other) in pairs if one != other), 1)
 
 
 def _chat(llm: LanguageModel, tokenizer: PreTrainedTokenizerFast) -> PromptFormat:
