@@ -121,6 +121,12 @@ def test_an_adapted_stage_learns_and_leaves_a_plain_language_model(store: Store)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in weights(store.job("b" * 16), "llm").items())
 
 
+def test_adapters_train_in_bf16_and_are_merged_in_fp32(store: Store):
+    result = tiny.train(store, spec=tiny.stage_spec(tuning=PLAIN, learning_rate=1e-2, precision="bf16"))
+    assert result["loss"] < store.job(JOB).read_metrics()[0]["loss"]
+    assert all(tensor.dtype == torch.float32 for tensor in weights(store.job(JOB), "llm").values())
+
+
 def test_only_the_targets_get_adapters(store: Store):
     tuning = Tuning("lora", "lora", rank=2, targets=["q_proj", "v_proj"])
     vlm = build_model(spec := tiny.stage_spec(tuning=tuning), store)
@@ -173,7 +179,7 @@ def test_of_vision_only_the_last_blocks_learn(store: Store):
 
 
 def test_a_tower_with_fewer_blocks_is_told(store: Store):
-    with pytest.raises(ConfigError, match=r"tower 'tiny'.*3"):
+    with pytest.raises(ConfigError, match=r"tower 'tiny': the last 3 blocks are to be trained, but 2 run"):
         tiny.train(store, spec=tiny.stage_spec(trains=["vision"], vision_blocks=3))
 
 

@@ -90,7 +90,7 @@ class VLM(nn.Module):
             self.get_submodule(name).requires_grad_(name in self.trained)
         if vision_blocks is not None and "vision" in self.trained:
             self.vision.requires_grad_(False)
-            for parameter in _last_blocks(self.vision, vision_blocks):
+            for parameter in self.vision.last_blocks(vision_blocks):
                 parameter.requires_grad_(True)
         self.train()
 
@@ -210,18 +210,6 @@ def load_trained(vlm: VLM, weights: Path) -> None:
             vlm.get_submodule(name).load_state_dict(tensors, strict=False)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise StoreError(f"'{path}' cannot be loaded: {error}") from error
-
-
-def _last_blocks(vision: VisionBackbone, count: int) -> list[nn.Parameter]:
-    """The parameters of the last `count` blocks of every tower. Raises ConfigError where one has fewer."""
-    parameters: list[nn.Parameter] = []
-    for name, tower in vision.towers.items():
-        trunk = tower.trunk
-        blocks = trunk.blocks if hasattr(trunk, "blocks") else trunk.transformer.resblocks
-        if not 0 < count <= len(blocks):
-            raise ConfigError(f"tower '{name}' runs {len(blocks)} blocks, so its last {count} cannot be trained")
-        parameters += blocks[-count:].parameters()
-    return parameters
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
