@@ -7,6 +7,8 @@ from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.errors import ConfigError
 
 SMALL = "suite=easy-vqa"
+CONV = ("backbone=efficientnet-lite0", "resolution=128")
+VISION_17 = ("stages=nano-full-finetune", "stages.chain.full-finetune.vision_blocks=17")
 
 
 def check(*overrides: str, config_dir: Path | None = None) -> None:
@@ -24,6 +26,8 @@ def check(*overrides: str, config_dir: Path | None = None) -> None:
         ("stages=nano-full-finetune-two-stage", "data_mix=nano-lvis4v-lrv"),
         ("data_mix=easy-vqa",),
         ("llm.context=66",),
+        CONV,
+        ("backbone=convnext-clip-l", "resolution=320"),
     ],
 )
 def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
@@ -35,11 +39,19 @@ def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
     [
         (("resolution=224",), "backbone=nano-clip has no weights at 224 px"),
         (("resolution=224",), "it has them at: 64, 96;"),
-        (("backbone=clip-vit-l", "resolution=384"), "have 384 px: dinosiglip-so400m, dinov2-vit-l, siglip-so400m"),
+        (("backbone=clip-vit-l", "resolution=384"), "have 384 px: dinosiglip-so400m, dinov2-vit-l, dinov3-vit-l, "),
         (("backbone=dinoclip-vit-l", "resolution=384"), "(tower 'clip'); it has them at: 224, 336"),
         (("backbone.towers.clip.patch=7",), "64 px are no multiple of the patch 7 of tower 'clip'; fit: (none)"),
         (("backbone=nano-dinosiglip", "backbone.towers.siglip.patch=16"), "'dinov2' 64, 'siglip' 16"),
         (("backbone.towers.clip.source=timmm",), "did you mean 'timm'"),
+        (("backbone.towers.clip.kind=cnv",), "did you mean 'conv'"),
+        (("backbone.towers.clip.heads=0",), "tower 'clip': heads is 0"),
+        ((*CONV, "backbone.towers.efficientnet.heads=1"), "its heads and prefix_tokens must be 0"),
+        ((*CONV, "backbone.towers.efficientnet.source=open_clip"), "kind conv and source open_clip"),
+        ((*CONV, "backbone.towers.efficientnet.parameters=null"), "must state its parameters and flops_per_pixel"),
+        ((*CONV, "backbone.towers.efficientnet.patch=48"), "128 px are no multiple of the patch 48"),
+        (("backbone=siglip2-so400m", "resolution=256"), "it has them at: 224, 378, 384"),
+        ((*CONV, *VISION_17), "of tower 'efficientnet' 16 blocks run"),
         (("resize.strategy=leterbox",), "resize=letterbox: strategy is 'leterbox'; did you mean 'letterbox'"),
         (("projector.kind=mpl",), "did you mean 'mlp'"),
         (("llm.prompt=chat-templat",), "did you mean 'chat-template'"),

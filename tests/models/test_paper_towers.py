@@ -19,6 +19,7 @@ from prism_sweeps.models.vision import VisionBackbone, build_vision
 from prism_sweeps.planning.cost import _tower
 
 CONF = Path(__file__).parents[2] / "conf"
+TOWERS = sorted(path.stem for path in (CONF / "tower").glob("*.yaml"))
 
 PUBLISHED = [
     # backbone, pixels, width, patches, whole towers in millions of parameters: prismatic facts §1.2
@@ -64,6 +65,10 @@ def configured(name: str) -> Backbone:
     return design_space().part("backbone", name, {})
 
 
+def stated(name: str) -> Tower:
+    return from_plain(Tower, OmegaConf.to_container(OmegaConf.load(CONF / "tower" / f"{name}.yaml")))
+
+
 @cache
 def empty(name: str, pixels: int) -> VisionBackbone:
     return build_vision(configured(name), Resolution("r", pixels), empty=True)
@@ -76,7 +81,7 @@ def library_name(tower: Tower, pixels: int) -> str:
 @cache
 def library_parameters(tower_name: str, pixels: int) -> int:
     """Of the whole tower, as its library builds it; without CLIP's projection into the space of the texts."""
-    tower = from_plain(Tower, OmegaConf.to_container(OmegaConf.load(CONF / "tower" / f"{tower_name}.yaml")))
+    tower = stated(tower_name)
     name = library_name(tower, pixels)
     with without_memory():
         if tower.source == "timm":
@@ -110,27 +115,27 @@ def test_a_backbone_has_its_published_size(name, pixels, width, patches, million
 
 def test_every_shipped_tower_is_of_some_backbone_and_every_big_backbone_is_in_the_table():
     used = {tower.name for name, _ in SIZES for tower in configured(name).towers.values()}
-    assert used == {path.stem for path in (CONF / "tower").glob("*.yaml")}
+    assert used == set(TOWERS)
     from_hub = {n for n, pixels in SIZES if any("hub" in t.weights[pixels] for t in configured(n).towers.values())}
     assert from_hub == {row[0] for row in PUBLISHED}
 
 
-@pytest.mark.parametrize(("name", "pixels"), SIZES)
+@pytest.mark.parametrize(("name", "pixels"), [(name, pixels) for name in TOWERS for pixels in stated(name).weights])
 def test_features_have_the_stated_shape_and_cost_what_the_plan_says(name, pixels):
     """On the meta device, whose tensors have a shape and no content; operations as torch counts them."""
-    built, config = empty(name, pixels), configured(name)
-    images = {tower: torch.empty(1, 3, pixels, pixels, device="meta") for tower in built.towers}
+    tower = stated(name)
+    built = build_vision(Backbone(name, {"t": tower}), Resolution("r", pixels), empty=True).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        features_BPD = built.eval()(images)
-    assert features_BPD.shape == (1, built.patches, built.width)
-    planned = [_tower(tower, built.patches) for tower in config.towers.values()]
-    assert sum(part.parameters for part in planned) == pytest.approx(parameters(built), rel=0.005)
-    assert sum(part.forward for part in planned) == pytest.approx(counted.get_total_flops(), rel=0.02)
+        features_BPD = built({"t": torch.empty(1, 3, pixels, pixels, device="meta")})
+    assert features_BPD.shape == (1, built.patches, tower.width)
+    planned = _tower(tower, built.patches)
+    assert planned.parameters == pytest.approx(parameters(built), rel=0.005)
+    assert planned.forward == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "tower").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_tower_from_the_hub_is_normalised_as_its_library_publishes_it(path):
-    tower = from_plain(Tower, OmegaConf.to_container(OmegaConf.load(path)))
+@pytest.mark.parametrize("tower_name", TOWERS)
+def test_a_tower_from_the_hub_is_normalised_as_its_library_publishes_it(tower_name):
+    tower = stated(tower_name)
     for pixels in (size for size, weights in tower.weights.items() if weights.startswith("hub")):
         name = library_name(tower, pixels)
         if tower.source == "timm":

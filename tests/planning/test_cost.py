@@ -143,6 +143,21 @@ def test_a_7b_finetune_is_dominated_by_six_operations_per_weight_and_token() -> 
     assert cost.trainable == pytest.approx(6.76e9, rel=0.01)
 
 
+def test_a_convolutional_tower_costs_what_it_states_for_every_pixel() -> None:
+    """Its tower trained whole takes 3x its forward operations; in its last half alone, 1x and 3x of equal halves."""
+    short = ["backbone=efficientnet-lite0", "stages=nano-full-finetune", "data_mix=easy-vqa"]
+
+    def cost(*overrides: str) -> JobCost:
+        return job_cost(jobs_of(cell(*short, *overrides))[0][0])
+
+    low, high = (cost(f"resolution={pixels}") for pixels in (128, 224))
+    half = cost("resolution=128", "stages.chain.full-finetune.vision_blocks=8")
+    forward = 15302.4375 * 128**2
+    assert low.parameters == high.parameters
+    assert low.trainable - half.trainable == 3371008 // 2
+    assert low.flops - half.flops == pytest.approx(low.examples * forward * (3 - 2))
+
+
 def test_epochs_and_max_steps_decide_the_examples() -> None:
     def examples(*overrides: str) -> int | None:
         return job_cost(jobs_of(cell("data_mix=easy-vqa", *overrides))[0][0]).examples
