@@ -25,6 +25,12 @@ Piece = tuple[str, bool]
 ROLES = {"human": "user", "gpt": "assistant"}
 DATE = datetime.date(2024, 7, 26)
 """For templates that state the date: the default of Llama 3's, so that prompts do not change from day to day."""
+TODAY = (
+    "{%- macro strftime_now(form) -%}{{- "
+    + str({form: DATE.strftime(form) for form in ("%d %B %Y", "%d %b %Y", "%B %d, %Y")})
+    + f".get(form, '{DATE}') -}}}}{{%- endmacro -%}}"
+)
+"""Stands before templates that ask for the time, which transformers would tell them."""
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -147,13 +153,14 @@ class Chat:
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], is_open: bool) -> str:
     """The messages as the chat template writes them; `is_open` adds the start of an answer, without thinking first."""
+    template = tokenizer.get_chat_template()
     try:
         return tokenizer.apply_chat_template(
             messages,
+            chat_template=TODAY + template if "strftime_now" in template else template,
             tokenize=False,
             add_generation_prompt=is_open,
             date_string=DATE.strftime("%d %b %Y"),
-            strftime_now=DATE.strftime,
             enable_thinking=False,
         )
     except (TemplateError, ValueError) as error:
