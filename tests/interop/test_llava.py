@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import language_model, model_of, picture, spec_of
+from tiny_models import language_model, model_of, picture, spec_of, tower
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from prism_sweeps.config.errors import ConfigError
@@ -138,4 +138,25 @@ def test_a_tower_with_equal_parts_put_together_otherwise_is_refused(tmp_path, mo
     monkeypatch.setattr("prism_sweeps.interop.llava_vision.activation_name", lambda _: "relu")
     with pytest.raises(ConfigError, match="gives other features"):
         llava.save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_processor_that_sees_otherwise_is_refused(tmp_path, monkeypatch):
+    model = model_of(spec_of("clip", resize="crop"))
+    squashing = llava.image_processor(spec_of("clip", resize="naive"), tower("clip"))
+    monkeypatch.setattr(llava, "image_processor", lambda *_: squashing)
+    with pytest.raises(ConfigError, match="makes other pixels than resize=crop did"):
+        llava.save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_with_a_bias_and_a_tower_that_is_no_vit_are_refused(tmp_path):
+    model = model_of(spec_of("clip"))
+    model.vlm.llm.lm_head.bias = torch.nn.Parameter(torch.zeros(300))
+    with pytest.raises(ConfigError, match=r"the head of its language model \(tiny\) has a bias"):
+        llava.save(model, tmp_path / "out")
+    other = model_of(spec_of("clip"))
+    other.vlm.vision.towers["clip"].shape["heads"] = 0
+    with pytest.raises(ConfigError, match="is no ViT"):
+        llava.save(other, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

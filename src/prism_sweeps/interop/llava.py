@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
@@ -47,10 +48,13 @@ levels apart. One image per conversation; the chat template puts it right after 
 RESIZE = {
     "naive": "Images are resized to a square whatever their aspect: pixel for pixel as in training.",
     "crop": "The middle of an image is cut out as in training, save that where the longer edge has 4n + 3 pixels too "
-    "many the cut is one pixel off.",
+    "many the cut is one pixel off. Strips longer than 32 times their width are not cut to their middle first.",
     "letterbox": "Images are padded to a square as in training, save that an odd difference of their edges is padded "
     "to a full square here, where training cut one row or column.",
 }
+"""What the image processor does, and where it parts from training."""
+ALIKE = 0.05
+"""Mean difference of normalised pixels that is rounding, or a cut one pixel off."""
 
 
 def save(model: Model, to: Path) -> None:
@@ -64,6 +68,7 @@ def save(model: Model, to: Path) -> None:
     pixels = model.spec.resolution.pixels
     vision = vision_model(model.vlm.vision.towers[name], pixels, f"tower '{name}' ({tower.source} {tower.model})")
     processor = llava_processor(model, tower, vision)
+    check_pixels(model, processor, name)
     llava = llava_model(model, vision, processor)
     with new_folder(to) as folder:
         write(llava, processor, folder)
@@ -115,6 +120,20 @@ def image_processor(spec: ModelSpec, tower: Tower) -> CLIPImageProcessor | Llava
     if spec.resize.strategy == "crop":
         return CLIPImageProcessor(**settings)
     return LlavaImageProcessor(**settings, do_pad=True)
+
+
+def check_pixels(model: Model, processor: LlavaProcessor, tower: str) -> None:
+    """Raises ConfigError where the image processor makes other pixels of gradients than training did."""
+    down = Image.linear_gradient("L")
+    across = down.transpose(Image.Transpose.ROTATE_90)
+    image = Image.merge("RGB", (down, across, across)).resize((96, 64))
+    ours_CHW = model.loaded.transform(image)[tower]
+    theirs_CHW = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    if ours_CHW.shape != theirs_CHW.shape or float((ours_CHW - theirs_CHW).abs().mean()) > ALIKE:
+        raise ConfigError(
+            f"this model cannot be a LLaVA: {type(processor.image_processor).__name__} of transformers makes other "
+            f"pixels than resize={model.spec.resize.name} did in training"
+        )
 
 
 def llava_model(model: Model, vision: PreTrainedModel, processor: LlavaProcessor) -> LlavaForConditionalGeneration:

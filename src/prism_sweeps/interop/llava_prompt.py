@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from PIL import Image
 from transformers import AddedToken, LlavaProcessor, PreTrainedTokenizerFast
 
 from prism_sweeps.config.errors import ConfigError, DataError
@@ -155,8 +156,6 @@ def messages_of(turns: Turns) -> list[dict[str, object]]:
 
 def tokens_of(processor: LlavaProcessor, turns: Turns) -> list[int]:
     """What the processor makes of a conversation about one image."""
-    from PIL import Image
-
     text = processor.apply_chat_template(messages_of(turns), tokenize=False, add_generation_prompt=True)
     # a template with BOS in it is tokenised without adding another, as `apply_chat_template` itself does
     has_bos = processor.tokenizer.bos_token is not None and text.startswith(processor.tokenizer.bos_token)
