@@ -50,11 +50,12 @@ def merge_adapters(llm: PreTrainedModel) -> None:
     Without adapters it does nothing. The adapters are not kept: the merged weights are what evaluation, later stages
     and export read, and base and merged weights together tell them.
     """
+    if not hasattr(llm, "peft_config"):
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = {name: module for name, module in llm.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in adapted.items():
         layer.merge()
         llm.set_submodule(name, layer.get_base_layer())
-    if adapted:
-        del llm.peft_config
+    del llm.peft_config
