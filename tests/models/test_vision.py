@@ -147,6 +147,18 @@ def test_the_hub_without_network_says_what_to_do():
         build(tower(where="hub", interpolate=True))
 
 
+def hub_open_clip() -> Tower:
+    kwargs = {**OPEN_CLIP, "pretrained": "openai"}
+    tower = open_clip_tower("hub")
+    tower.kwargs, tower.interpolate = kwargs, True
+    return tower
+
+
+def test_open_clips_hub_without_network_says_the_same():
+    with pytest.raises(ConfigError, match=r"(?s)tower 't0' \(open_clip ViT-B-32\) cannot have .*HF_HUB_OFFLINE"):
+        build(hub_open_clip())
+
+
 def test_unknown_models_sizes_and_sources():
     with pytest.raises(ConfigError, match="did you mean 'vit_tiny_patch16_224'"):
         build(tower("vit_tiny_patch16_244"))
@@ -296,8 +308,11 @@ def test_a_gated_repository_says_where_to_accept_its_licence(monkeypatch):
         raise GatedRepoError("Access to model timm/some_vit is restricted.", response=response)
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", gated)
-    with pytest.raises(ConfigError, match=r"gated: accept their licence .*hf auth login.*timm/some_vit"):
-        build(tower("vit_tiny_patch16_224.augreg_in21k_ft_in1k", where="hub", interpolate=True))
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", gated)
+    through_timm = tower("vit_tiny_patch16_224.augreg_in21k_ft_in1k", where="hub", interpolate=True)
+    for asked in (through_timm, hub_open_clip()):
+        with pytest.raises(ConfigError, match=r"gated weights: accept their licence .*hf auth login.*timm/some_vit"):
+            build(asked)
 
 
 def test_a_truncated_download_is_told_as_one_error(monkeypatch, tmp_path):
@@ -307,7 +322,7 @@ def test_a_truncated_download_is_told_as_one_error(monkeypatch, tmp_path):
         return load_file(tmp_path / "w.safetensors")
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", truncated)
-    with pytest.raises(ConfigError, match=r"tower 't0' .*cannot be had from the hub"):
+    with pytest.raises(ConfigError, match=r"tower 't0' .*cannot have its weights from the hub"):
         build(tower("vit_tiny_patch16_224.augreg_in21k_ft_in1k", where="hub", interpolate=True))
 
 

@@ -144,20 +144,25 @@ def _trunk(tower: Tower, pixels: int, owner: str, from_hub: bool, empty: bool) -
     try:
         with without_memory() if empty else nullcontext():
             return create(tower, pixels, from_hub, "meta" if empty else "cpu")
-    except GatedRepoError as error:
-        raise ConfigError(
-            f"{owner}: its weights are gated: accept their licence on their page on the hub, log in with "
-            f"`hf auth login` (or set HF_TOKEN), and run this again ({_first_line(error)})"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{owner}: its weights cannot be had from the hub: {error}. {OFFLINE}") from error
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        hint = "; set kind: conv if it is convolutional" if "'img_size'" in str(error) else _did_you_mean(tower)
-        raise ConfigError(f"{owner} cannot be built at {pixels} px: {error}{hint}") from error
+    except (OSError, SafetensorError, RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"{owner} {_reason(error, tower, pixels)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException, tower: Tower, pixels: int) -> str:
+    """Why it cannot be built. open_clip tells what the hub said as the cause of an error of its own."""
+    chain = [error]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    text = str(error).strip().rstrip(".")
+    if any(isinstance(each, GatedRepoError) for each in chain):
+        return (
+            "has gated weights: accept their licence on their page on the hub, log in with `hf auth login` (or set "
+            f"HF_TOKEN), and run this again ({text})"
+        )
+    if any(isinstance(each, (OSError, SafetensorError)) for each in chain):
+        return f"cannot have its weights from the hub: {text}. {OFFLINE}"
+    hint = "; set kind: conv if it is convolutional" if "'img_size'" in text else _did_you_mean(tower)
+    return f"cannot be built at {pixels} px: {text}{hint}"
 
 
 def _did_you_mean(tower: Tower) -> str:
