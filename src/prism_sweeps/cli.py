@@ -20,6 +20,7 @@ examples:
   prism status nano/axes                        where every cell stands
   prism report nano/axes                        tables, plots and a page
   prism ask photo.png "What is on the left?" --cell 1a2b3c4d
+  prism export 1a2b3c4d --format llava --to FOLDER
 
 exit codes: 0 all well, 1 jobs failed, 2 something to mend (the message says what), 130 interrupted
 """
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_grid_commands(command)
     add_cell_commands(command)
+    add_folder_commands(command)
     add_record_commands(command)
     return parser
 
@@ -132,6 +134,40 @@ def add_cell_commands(command: Command) -> None:
     ask.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_folder_commands(command: Command) -> None:
+    """export and import."""
+    export = command(
+        "export", "export", "Write a trained cell into a folder of its own.",
+        "formats:\n"
+        "  prism   any cell: weights, tokenizer and a card; prism_sweeps.load(FOLDER).ask(IMAGE, QUESTION) needs no\n"
+        "          store and no hub\n"
+        "  llava   LlavaForConditionalGeneration and LlavaProcessor of transformers load it: one CLIP or SigLIP\n"
+        "          tower, projector mlp. What LLaVA cannot express is refused, with the reason\n\n"
+        "FOLDER appears whole or not at all, and one that holds something is left alone.\n\n"
+        "examples:\n  prism export 1a2b3c4d --to my-model\n"
+        "  prism export backbone=nano-clip seed=2 --format llava --to my-llava\n"
+        "  prism export my-model --format llava --to my-llava     of a folder that export or import wrote",
+    )  # fmt: skip
+    export.add_argument(
+        "cell", nargs="+", metavar="CELL", help="id (prism status), overrides (key=value ...), or a prism folder"
+    )
+    export.add_argument("--study", help="where to look for the id (default: every study of the store)")
+    export.add_argument("--format", default="prism", metavar="FORMAT", help="prism (default) or llava")
+    bring = command(
+        "import", "bring", "Read a released Prismatic VLM into the prism format.",
+        "FOLDER is a run of TRI-ML/prismatic-vlms: config.json and checkpoints/latest-checkpoint.pt. What the\n"
+        "checkpoint does not hold (frozen towers, the tokenizer) comes from the hub, once; the new folder needs none.\n"
+        "Towers that it does hold are read; the reference's own loader leaves the stock ones in their place.\n\n"
+        "examples:\n  hf download TRI-ML/prismatic-vlms --include 'prism-clip+7b/*' --local-dir released\n"
+        "  prism import released/prism-clip+7b --to prism-clip-7b\n"
+        "  prism export prism-clip-7b --format llava --to prism-clip-7b-llava",
+    )  # fmt: skip
+    bring.add_argument("folder", type=Path, metavar="FOLDER")
+    for parser, help_text in ((export, "the new folder"), (bring, "the new folder (default: FOLDER-prism)")):
+        parser.add_argument("--to", type=Path, required=parser is export, metavar="FOLDER", help=help_text)
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def add_record_commands(command: Command) -> None:
     """status, report, studies, data."""
     status = command(
@@ -149,11 +185,12 @@ def add_record_commands(command: Command) -> None:
     studies = command("studies", "studies", "List the studies that can be run.", "examples:\n  prism studies")
     studies.add_argument("--json", action="store_true", help="print JSON")
     data = command(
-        "data", "data", "Prepare data sets before anything needs them.",
-        "examples:\n  prism data prepare nano-benchmarks nano-world-6000\n  prism data prepare --study nano/axes",
+        "data", "data", "Prepare data sets, or the small real weights, before anything needs them.",
+        "examples:\n  prism data prepare nano-benchmarks nano-world-6000\n  prism data prepare --study nano/axes\n"
+        "  prism data prepare small",
     )  # fmt: skip
     data.add_argument("action", choices=["prepare"])
-    data.add_argument("names", nargs="*", metavar="NAME", help="data sets")
+    data.add_argument("names", nargs="*", metavar="NAME", help="data sets; small: the small real weights")
     data.add_argument("--study", help="those that this study needs")
     data.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
 

@@ -74,6 +74,28 @@ def test_answers_differ_between_images_and_questions():
     assert len(answers) > 3  # else equal texts would show nothing
 
 
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "olmo2"])
+def test_language_models_of_other_families(architecture, tmp_path):
+    config = {"head_dim": 12} if architecture == "qwen3" else {}
+    model = model_of(spec_of("clip", llm=language_model(architecture=architecture, config=config)))
+    llava.save(model, tmp_path / "out")
+    compare(model, tmp_path / "out", SIZES[:1])
+
+
+@torch.inference_mode()
+def test_bf16_stays_bf16(tmp_path):
+    model = model_of(spec_of("clip"))
+    model.vlm.to(torch.bfloat16)
+    llava.save(model, tmp_path / "out")
+    theirs, processor = reopened(tmp_path / "out")
+    assert {each.dtype for each in theirs.parameters()} == {torch.bfloat16}
+    image = picture(50, 40)
+    tokens = image_tokens(model.loaded, [model.loaded.transform(image)])
+    ours = read_questions(model.vlm, tokens, [model.loaded.prompts.question("what?")]).logits_BV[0]
+    found = theirs(**inputs_of(processor, image, "what?")).logits[0, -1, : len(ours)].float()
+    assert (ours - found).abs().max() < 0.05 * ours.abs().max()
+
+
 @pytest.mark.parametrize("llm", ["zoo:nano-base", "zoo:nano-instruct"])
 def test_the_nano_world_can_be_exported(llm, tmp_path):
     shape = {"width": 128, "depth": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384, "vocabulary": 1024}

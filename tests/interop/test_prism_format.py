@@ -15,6 +15,7 @@ from prism_sweeps.config.errors import ConfigError, StoreError
 from prism_sweeps.evaluation.answers import read_questions
 from prism_sweeps.evaluation.runner import image_tokens
 from prism_sweeps.interop import prism
+from prism_sweeps.interop.card import terms
 
 ABOUT = {
     "origin": "Cell `12345678`.",
@@ -93,6 +94,13 @@ def test_the_card_tells_axes_data_scores_and_licences(folder):
         "prism_sweeps.load(",
     ):
         assert line in card
+
+
+def test_terms_are_told_only_where_they_are_known():
+    assert terms("hub", "timm vit_large_patch14_clip_336.openai") == "MIT (OpenAI CLIP)"
+    assert terms("hub", "timm vit_large_patch14_clip_quickgelu_224.metaclip_2pt5b") == "CC BY-NC 4.0 (MetaCLIP)"
+    assert terms("Qwen/Qwen2.5-3B-Instruct", "") == "Qwen Research License"
+    assert terms("/home/me/tower.safetensors", "timm vit_tiny_patch16_224").startswith("not known here")
 
 
 def test_everyone_may_read_the_files(folder):

@@ -10,14 +10,23 @@ from prism_sweeps.config.specs import ModelSpec
 LICENCES = {
     "zoo:": "MIT, made by this package",
     "random:": "none, random weights",
-    "clip": "MIT (OpenAI CLIP)",
+    ".openai": "MIT (OpenAI CLIP)",
+    ".metaclip": "CC BY-NC 4.0 (MetaCLIP)",
     "siglip": "Apache 2.0 (SigLIP)",
-    "dinov2": "Apache 2.0 (DINOv2)",
-    "augreg": "Apache 2.0 (ViT AugReg)",
-    "llama-2": "Llama 2 Community License",
-    "vicuna": "Llama 2 Community License; conversations of ShareGPT",
-    "mistral": "Apache 2.0 (Mistral)",
-    "phi-2": "MIT (Phi-2)",
+    "dinov2.lvd": "Apache 2.0 (DINOv2)",
+    "dinov3.lvd": "DINOv3 License",
+    "patch16_224.augreg": "Apache 2.0 (ViT AugReg)",
+    "meta-llama/llama-2": "Llama 2 Community License",
+    "meta-llama/llama-3.1": "Llama 3.1 Community License",
+    "meta-llama/llama-3.2": "Llama 3.2 Community License",
+    "lmsys/vicuna": "Llama 2 Community License",
+    "mistralai/mistral-7b": "Apache 2.0",
+    "microsoft/phi": "MIT",
+    "google/gemma": "Gemma Terms of Use",
+    "qwen/qwen2.5-3b": "Qwen Research License",
+    "qwen/qwen": "Apache 2.0",
+    "allenai/olmo": "Apache 2.0",
+    "huggingfacetb/smollm": "Apache 2.0",
 }
 """Part of a weights reference or an architecture's name -> the terms its publisher states; the first that fits."""
 USE = """\
@@ -43,7 +52,9 @@ def card(spec: ModelSpec, about: Mapping[str, Any], use: str = USE) -> str:
         head = ["benchmark", "image", "score (%)", "standard error", "questions"]
         parts += ["## How it scored", table(head, [score_row(row) for row in about["scores"]])]
     parts += ["## Licences of its parts", table(["part", "from", "terms"], licence_rows(spec))]
-    parts.append("The terms are those their publishers state; whoever passes this folder on keeps to all of them.")
+    parts.append(
+        "The terms are those their publishers state, as known here; look at the source before passing this on."
+    )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -70,7 +81,9 @@ def licence_rows(spec: ModelSpec) -> list[list[str]]:
     for name, tower in spec.backbone.towers.items():
         weights = tower.weights.get(spec.resolution.pixels, "")
         source = f"{tower.source} {tower.model.replace('{pixels}', str(spec.resolution.pixels))}"
-        rows.append([f"tower {name}", source if weights == "hub" else f"{source}, {weights}", terms(weights, source)])
+        rows.append(
+            [f"tower {name}", source if weights.startswith("hub") else f"{source}, {weights}", terms(weights, source)]
+        )
     rows.append([f"language model {spec.llm.name}", spec.llm.weights, terms(spec.llm.weights, "")])
     return rows
 
