@@ -58,7 +58,7 @@ def empty_vision(backbone: str, resolution: str) -> VisionBackbone:
 def empty_features(backbone: str, resolution: str) -> torch.Tensor:
     """Of two images, features_BPV; what runs without memory is not fast, so once a backbone."""
     vision, side = empty_vision(backbone, resolution), int(resolution)
-    with torch.inference_mode():
+    with torch.no_grad():
         return vision({name: torch.zeros(2, 3, side, side, device="meta") for name in vision.towers})
 
 
