@@ -103,7 +103,9 @@ def read_questions(vlm: VLM, tokens_BPD: Tensor, questions: Sequence[Tokens]) ->
     ids_BT, mask_BT = padded(questions, tokens_BPD.device)
     embeds_BSD, mask_BS, _ = vlm.embed(ids_BT, mask_BT, mask_BT[:, 0], tokens_BPD)
     embeds_BSD, mask_BS = padded_on_the_left(embeds_BSD, mask_BS)
-    cache = DynamicCache(config=vlm.llm.config)
+    # Told of a sliding window the cache would forget what is outside it, and could not go back to the prefix; the masks
+    # keep the window without it.
+    cache = DynamicCache()
     hidden_BSD = hidden_states(vlm, cache, mask_BS, embeds_BSD)
     return Prefix(cache, mask_BS, logits(vlm, hidden_BSD[:, -1]))
 
