@@ -45,6 +45,7 @@ CASES = {
     "fused": lambda: spec_of("clip", "siglip", projector="fused-mlp", resize="letterbox"),
     "open_clip": lambda: spec_of("open_clip", projector="linear"),
     "tied": lambda: spec_of("dinov2", llm=language_model(tied_embeddings=True)),
+    "conv": lambda: spec_of("conv"),
     "chat": lambda: spec_of("nano", llm=language_model(prompt="chat-template")),
 }
 

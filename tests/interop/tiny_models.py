@@ -31,6 +31,13 @@ TOWERS: dict[str, dict[str, Any]] = {
     },
     "dinov2": {"model": "vit_large_patch14_reg4_dinov2", "kwargs": TINY, "prefix_tokens": 5},
     "in1k": {"model": "vit_tiny_patch16_224", "kwargs": TINY, "prefix_tokens": 1},
+    "conv": {
+        "kind": "conv",
+        "model": "convnext_atto",
+        "kwargs": {"dims": [8, 8, 16, 32], "depths": [1, 1, 1, 1]},
+        "heads": 0,
+        "patch": 32,
+    },
     "open_clip": {
         "source": "open_clip",
         "model": "ViT-B-32",
@@ -46,7 +53,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 
 def tower(kind: str, seed: int = 1) -> Tower:
     shape = {"width": 32, "depth": 4, "heads": 2, "patch": 8}
-    return Tower(name=kind, weights={PIXELS: f"random:{seed}"}, **shape, **TOWERS[kind])
+    return Tower(name=kind, weights={PIXELS: f"random:{seed}"}, **{**shape, **TOWERS[kind]})
 
 
 def language_model(**changes: Any) -> LanguageModel:

@@ -115,7 +115,7 @@ def check_parts(model: PreTrainedModel, tensors: dict[str, Tensor], owner: str) 
     extra, missing = sorted(tensors.keys() - own.keys()), sorted(own.keys() - tensors.keys())
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if extra or missing or wrong:
-        said = [f"no place for {extra[:3]}"] if extra else []
+        said = [f"has no place for {extra[:3]}"] if extra else []
         said += [f"needs {missing[:3]}, which it does not have"] if missing else []
         said += [f"has another shape of {wrong[:3]}"] if wrong else []
         raise ConfigError(
