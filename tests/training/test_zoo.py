@@ -254,8 +254,8 @@ def test_a_blurred_map_is_drawn_from_its_generator_and_leaves_the_rest_alone() -
 
     plain = language.placed(embed, ids_BT, [16])
     assert torch.equal(shown(3), shown(3))
-    assert not torch.equal(shown(3)[:, 1:17], plain[:, 1:17])
-    assert not torch.equal(shown(3), shown(4))
+    assert not torch.allclose(shown(3)[:, 1:17], plain[:, 1:17], atol=0.1)
+    assert not torch.allclose(shown(3), shown(4), atol=0.1)
     assert torch.equal(shown(3)[:, [0, 17, 18, 19]], plain[:, [0, 17, 18, 19]])
 
 
