@@ -56,10 +56,10 @@ REGISTERS, ASKED, READ = 7_200, 6_400, 24_000
 """Registers of small maps come before all else, first as plain entries, then with questions among them: they are where
 looking up begins, hundreds of steps before it does in longer texts."""
 READ_FROM = REGISTERS + ASKED
-NAMED, DRILLED, MENDED, HARDENED = 28_800, 38_400, 12_800, 32_000
-"""Documents of four more runs, on what the ones before leave half learned: boxes of things called by their names, and
+NAMED, DRILLED, MENDED = 28_800, 38_400, 12_800
+"""Documents of three more runs, on what the ones before leave half learned: boxes of things called by their names, and
 nothing else, as in other company they are hardly learned; then everything, with more of what is hard; then mostly what
-was still not learned, words on signs and the letters of numbers; last everything again, from maps that are blurred."""
+was still not learned, words on signs and the letters of numbers."""
 PRACTICE = (
     *("boxes", "dialogues", "numbers", "boxes", "relations", "dialogues", "captions", "boxes", "letters", "dialogues"),
     *("boxes", "relations", "dialogues", "numbers", "boxes", "names", "dialogues", "captions", "signs", "relations"),
@@ -68,11 +68,6 @@ PRACTICE = (
 MENDING = (
     *("words", "tallies", "boxes", "words", "dialogues"),
     *("tallies", "relations", "words", "captions", "tallies"),
-)
-"""What the documents of the fourth run are, in turn."""
-HARDENING = (
-    *("captions", "dialogues", "captions", "dialogues", "boxes"),
-    *("dialogues", "words", "captions", "dialogues", "relations"),
 )
 """What the documents of the last run are, in turn."""
 CHATS = 9_600
@@ -142,9 +137,11 @@ def train_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
 
 
 def train_base(folder: Path, scale: float) -> None:
-    """The five runs that nano-base is made by."""
-    for run in (read_base, point_base, drill_base, mend_base, harden_base):
-        run(folder, scale)
+    """The four runs that nano-base is made by."""
+    read_base(folder, scale)
+    point_base(folder, scale)
+    drill_base(folder, scale)
+    mend_base(folder, scale)
 
 
 def read_base(folder: Path, scale: float) -> None:
@@ -203,20 +200,10 @@ def mend_base(folder: Path, scale: float) -> None:
     """Goes on from `drill_base` with what a model still does not read, and some of everything else."""
     run = Run(round(scale * MENDED), batch=16, learning_rate=1e-3, scale=scale)
     note = "the model of drill.json, drilled on words and on the letters of numbers"
-    _practise(READ_FROM + READ + NAMED + DRILLED, MENDING, run, "nano-base mending", folder, note, "mending.json")
+    _practise(READ_FROM + READ + NAMED + DRILLED, MENDING, run, "nano-base mending", folder, note, "card.json")
 
 
-def harden_base(folder: Path, scale: float) -> None:
-    """Goes on from `mend_base` with blurred maps, so that a projector is of use before it is exact."""
-    run = Run(round(scale * HARDENED), batch=16, learning_rate=1e-3, scale=scale)
-    note = "the model of mending.json, hardened on blurred maps"
-    first = READ_FROM + READ + NAMED + DRILLED + MENDED
-    _practise(first, HARDENING, run, "nano-base hardening", folder, note, "card.json", blur=True)
-
-
-def _practise(
-    first: int, kinds: tuple[str, ...], run: Run, title: str, folder: Path, note: str, card: str, blur: bool = False
-) -> None:
+def _practise(first: int, kinds: tuple[str, ...], run: Run, title: str, folder: Path, note: str, card: str) -> None:
     llm = design_space().part("llm", "nano-base", {})
     place = ZOO / "nano-base"
     tokenizer = load_zoo_tokenizer(place)
@@ -224,7 +211,7 @@ def _practise(
     rows = list(_practice(numbers, kinds, tokenizer, prompt_format(llm, tokenizer)))
     run.samples = len(rows)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    _learn(model, [rows], run, title, folder, blur)
+    _learn(model, [rows], run, title, folder)
     _save(model, place, run, note, card)
 
 
@@ -264,7 +251,7 @@ def train_instruct(folder: Path, scale: float) -> None:
     tokenizer.save_pretrained(ZOO / "nano-instruct")
     run = Run(round(scale * CHATS), batch=16, learning_rate=1e-3, scale=scale)
     writing = prompt_format(design_space().part("llm", "nano-instruct", {}), tokenizer)
-    first = READ_FROM + READ + NAMED + DRILLED + MENDED + HARDENED
+    first = READ_FROM + READ + NAMED + DRILLED + MENDED
     rows = [conversed(*said, tokenizer, writing, 0.0) for said in conversations(range(first, first + run.samples))]
     model = AutoModelForCausalLM.from_pretrained(ZOO / "nano-base", dtype=torch.float32)
     _learn(model, [rows], run, "nano-instruct", folder)
@@ -300,9 +287,7 @@ def new_llama(llm: LanguageModel) -> LlamaForCausalLM:
     return model
 
 
-def _learn(
-    model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, title: str, folder: Path, blur: bool = False
-) -> None:
+def _learn(model: PreTrainedModel, lessons: list[list[Weighted]], run: Run, title: str, folder: Path) -> None:
     """One lesson after the other, each in a random order of batches, whose rows are neighbours in length."""
     batches: list[list[Weighted]] = []
     for rows in lessons:
@@ -310,21 +295,17 @@ def _learn(
         parts = [rows[first : first + run.batch] for first in range(0, len(rows), run.batch)]
         batches += [parts[index] for index in np.random.default_rng(run.seed).permutation(len(parts))]
 
-    def loss_of(step: int) -> Tensor:
-        # its own generator at each step, so that a run that is gone on with draws the same
-        return _loss(model, batches[step], torch.Generator().manual_seed(step) if blur else None)
-
-    optimise(run, model, loss_of, title, folder)
+    optimise(run, model, lambda step: _loss(model, batches[step]), title, folder)
 
 
-def _loss(model: PreTrainedModel, rows: list[Weighted], blur: torch.Generator | None = None) -> Tensor:
+def _loss(model: PreTrainedModel, rows: list[Weighted]) -> Tensor:
     """Weighted cross entropy, and that of the early rows' answers as the model would give them half way up.
 
     Such deep supervision (Lee et al. 2015) is there because an answer that is found in the last layer stands under the
     word that was looked up, and no layer is left to bring it to where it is asked for.
     """
     ids_BT, weights_BT = _padded(rows)
-    embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in rows], blur)
+    embedded_BTD = placed(model.get_input_embeddings(), ids_BT, [row.mapped for row in rows])
     early = torch.tensor([row.early for row in rows])
     told = model.model(inputs_embeds=embedded_BTD, output_hidden_states=bool(early.any()))
     weights = weights_BT[:, 1:]
@@ -342,33 +323,14 @@ def _cross_entropy(model: PreTrainedModel, hidden_BTD: Tensor, ids_BT: Tensor, w
     return (losses * weights[wanted]).sum() / weights[wanted].sum()
 
 
-def placed(embed: nn.Embedding, ids_BT: Tensor, mapped: list[int], blur: torch.Generator | None = None) -> Tensor:
-    """embedded_BTD; the first `mapped` words after BOS are told where on the map they stand, blurred by `blur`."""
+def placed(embed: nn.Embedding, ids_BT: Tensor, mapped: list[int]) -> Tensor:
+    """embedded_BTD; the first `mapped` words after BOS are told where on the map they stand."""
     embedded_BTD = embed(ids_BT)
-    size = float(embed.weight.detach().norm(dim=1).mean())
-    rows = []
-    for embedded_TD, words in zip(embedded_BTD, mapped, strict=True):
-        map_PD = embedded_TD[1 : 1 + words]
+    codes_BTD = torch.zeros_like(embedded_BTD)
+    for row, words in enumerate(mapped):
         if words:
-            map_PD = map_PD if blur is None else blurred(map_PD, size, blur)
-            map_PD = map_PD + place_codes(math.isqrt(words), embed.embedding_dim)
-        rows.append(torch.cat([embedded_TD[:1], map_PD, embedded_TD[1 + words :]]))
-    return torch.stack(rows)
-
-
-def blurred(map_PD: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    """A map as a projector that is half trained would show it, from hardly to much blurred.
-
-    Each word is mixed with another one of the map, noise about as long as a word (`size`) is added, some of it the same
-    for all words, and all are made longer or shorter.
-    """
-    words, width = map_PD.shape
-    much, stretch = torch.rand(2, generator=generator).tolist()
-    own_P1 = 1 - 0.6 * much * torch.rand(words, 1, generator=generator)
-    others_PD = map_PD[torch.randperm(words, generator=generator)].detach()
-    noise_PD = 0.9 * torch.randn(words, width, generator=generator) + torch.randn(1, width, generator=generator)
-    mixed_PD = own_P1 * map_PD + (1 - own_P1) * others_PD + much * size * width**-0.5 * noise_PD
-    return mixed_PD * (1 + much * (stretch - 0.5))
+            codes_BTD[row, 1 : 1 + words] = place_codes(math.isqrt(words), embed.embedding_dim)
+    return embedded_BTD + codes_BTD
 
 
 def _padded(rows: list[Weighted]) -> tuple[Tensor, Tensor]:
