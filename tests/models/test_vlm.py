@@ -170,6 +170,15 @@ def test_trained_weights_come_back(tmp_path, tied):
     assert (fresh.llm.lm_head.weight is fresh.llm.get_input_embeddings().weight) == tied
 
 
+def test_a_model_built_in_bf16_is_the_one_built_in_fp32_rounded(tmp_path):
+    whole, half = build_vlm(spec(), 3), build_vlm(spec(), 3, torch.bfloat16)
+    save_trained(whole, tmp_path / "weights", ["projector"])
+    load_trained(half, tmp_path / "weights")
+    for (name, one), (_, other) in zip(whole.named_parameters(), half.named_parameters(), strict=True):
+        assert other.dtype == torch.bfloat16, name
+        assert torch.equal(one.to(torch.bfloat16), other), name
+
+
 def test_only_the_named_modules_are_saved_and_nothing_half_written_stays(tmp_path):
     vlm = build_vlm(spec(), 1)
     save_trained(vlm, tmp_path / "weights", ["projector"])

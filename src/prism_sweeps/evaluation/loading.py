@@ -57,9 +57,9 @@ def load_model(spec: ModelSpec, weights: Path, precision: str, engine: Engine) -
 def load(spec: ModelSpec, weights: Path, precision: str, device: torch.device) -> LoadedModel:
     if not (weights / "projector.safetensors").is_file():
         raise StoreError(f"trained weights are missing: {weights} has no projector.safetensors; train that stage first")
-    vlm = build_vlm(spec, ANY_SEED)
+    vlm = build_vlm(spec, ANY_SEED, DTYPES[precision])
     load_trained(vlm, weights)
-    vlm.to(device, DTYPES[precision]).eval()
+    vlm.to(device).eval()
     return LoadedModel(
         vlm=vlm,
         prompts=prompt_format(spec.llm, load_tokenizer(spec.llm)),

@@ -83,10 +83,10 @@ def here(spec: ModelSpec, folder: Path) -> ModelSpec:
 
 
 def _assembled(spec: ModelSpec, folder: Path, device: str, precision: str) -> LoadedModel:
-    vlm = build_vlm(spec, seed=0)  # its fresh projector is written over
+    vlm = build_vlm(spec, seed=0, dtype=DTYPES[precision])  # its fresh projector is written over
     file = folder / "projector.safetensors"
     put_tensors(vlm.projector, read_tensors(file, "projector"), "projector", file)
-    vlm.to(device_of(Engine(device=device)), DTYPES[precision]).eval()
+    vlm.to(device_of(Engine(device=device))).eval()
     return LoadedModel(
         vlm=vlm,
         prompts=prompt_format(spec.llm, load_tokenizer(spec.llm)),

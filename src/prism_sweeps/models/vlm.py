@@ -166,17 +166,18 @@ class VLM(nn.Module):
         return self.loss(batch)
 
 
-def build_vlm(spec: ModelSpec, seed: int) -> VLM:
-    """Pretrained towers and language model with a fresh projector, fp32 on the CPU.
+def build_vlm(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> VLM:
+    """Pretrained towers and language model with a fresh projector, in `dtype` on the CPU.
 
-    `seed` decides the projector's initialisation, unless the vision width does (`Projector.drawn_from`); torch's global
-    generator is left as it was.
+    In the type of its files a language model takes no memory but that of the mapped files; training keeps fp32 masters
+    and needs twice as much. `seed` decides the projector's initialisation, unless the vision width does (`Projector.drawn_from`);
+    torch's global generator is left as it was.
     """
     vision = build_vision(spec.backbone, spec.resolution)
-    llm = load_language_model(spec.llm)
+    llm = load_language_model(spec.llm, dtype)
     with private_seed(projector_seed(spec.projector, vision.width, seed)):
         projector = build_projector(spec.projector, vision.width, llm.get_input_embeddings().embedding_dim)
-    return VLM(vision, projector, llm)
+    return VLM(vision.to(dtype), projector.to(dtype), llm)
 
 
 def save_trained(vlm: VLM, folder: Path, modules: Sequence[str]) -> None:
