@@ -170,8 +170,8 @@ def build_vlm(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) ->
     """Pretrained towers and language model with a fresh projector, in `dtype` on the CPU.
 
     In the type of its files a language model takes no memory but that of the mapped files; training keeps fp32 masters
-    and needs twice as much. `seed` decides the projector's initialisation, unless the vision width does (`Projector.drawn_from`);
-    torch's global generator is left as it was.
+    and needs twice as much. `seed` decides the projector's initialisation, unless the vision width does
+    (`Projector.drawn_from`); torch's global generator is left as it was.
     """
     vision = build_vision(spec.backbone, spec.resolution)
     llm = load_language_model(spec.llm, dtype)
