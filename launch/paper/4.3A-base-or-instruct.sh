@@ -1,4 +1,4 @@
 #!/bin/sh
-# Section 4.3, figure 7 right.
-# Further arguments are overrides: launch/paper/4.3A-base-or-instruct.sh seed=1,2,3
+# A language model as pretrained, or tuned to instructions?
+# Needs prism on the PATH (. .venv/bin/activate). Further arguments are overrides: launch/paper/4.3A-base-or-instruct.sh seed=1,2,3
 exec prism sweep paper/4.3A-base-or-instruct "$@"

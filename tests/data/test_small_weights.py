@@ -122,7 +122,7 @@ def test_conversion_that_fails_leaves_nothing(thing: SmallWeights, monkeypatch: 
 
 def test_missing_readers_are_named_with_their_extra(thing: SmallWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_weights, "READERS", ("json", "not_there"))
-    with pytest.raises(DataError, match=r"with not_there, not .*pip install 'prism-sweeps\[small\]'"):
+    with pytest.raises(DataError, match=r"with not_there, not .*pip install -e '.\[small\]'"):
         ensure_small_weights(quiet)
 
 

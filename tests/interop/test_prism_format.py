@@ -141,6 +141,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
     assert list(tiny_disk.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["/tmp/clip", "../clip", "a/b", "", ".."])
+def test_a_towers_name_does_not_lead_out_of_the_folder(folder, name):
+    config = folder / "config.json"
+    content = json.loads(config.read_text())
+    towers = content["model"]["backbone"]["towers"]
+    content["model"]["backbone"]["towers"] = {name: next(iter(towers.values()))}
+    config.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="cannot be the name of a tower"):
+        prism_sweeps.load(folder)
+
+
 def test_broken_folders_say_what_is_wrong(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"should be a folder that `prism export`.*no config\.json"):
         prism_sweeps.load(tmp_path)

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -79,6 +80,17 @@ def test_a_stated_shape_that_is_not_the_models_is_refused(saved, field):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(saved):
     with pytest.raises(ConfigError, match="258 tokens, the model 200"):
         load_tokenizer(llm(str(saved), vocabulary=200))
+
+
+def test_a_special_token_beyond_the_vocabulary_is_let_be(saved, tmp_path):
+    """Gemma 3's tokenizer has one, for images, that its text model has no row for."""
+    tokenizer = load_tokenizer(llm(str(saved)))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    shutil.copytree(saved, tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert len(load_tokenizer(llm(str(tmp_path / "saved"), vocabulary=258))) == 259
+    with pytest.raises(ConfigError, match="259 tokens, the model 257"):
+        load_tokenizer(llm(str(tmp_path / "saved"), vocabulary=257))
 
 
 def test_missing_folders_broken_files_and_an_absent_hub(saved, tmp_path):

@@ -21,7 +21,7 @@ def write(folder: Path, name: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def axes() -> Plan:
-    return make_plan(["nano/axes"])
+    return make_plan(["nano/every-axis"])
 
 
 def test_one_at_a_time_study(axes: Plan) -> None:
@@ -50,7 +50,7 @@ def test_a_plan_round_trips_through_json(axes: Plan) -> None:
 
 
 def test_a_plan_repeats_itself(axes: Plan) -> None:
-    assert make_plan(["nano/axes"]).to_plain() == axes.to_plain()
+    assert make_plan(["nano/every-axis"]).to_plain() == axes.to_plain()
 
 
 def test_an_adhoc_grid_is_a_product_with_seeds() -> None:

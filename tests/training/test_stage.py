@@ -120,6 +120,16 @@ def test_micro_batches_do_not_matter(undisturbed: JobRecord, store: Store):
             assert mine[key] == whole[key]
 
 
+def test_a_projector_learns_nothing_from_rows_without_an_image_however_they_are_cut(store: Store):
+    """Every sixth conversation is text alone: by itself it leaves a frozen language model without a gradient."""
+    curves = []
+    for name, cut in (("0" * 16, 0), ("1" * 16, 1)):
+        spec = tiny.stage_spec(trains=["projector"], max_steps=6)
+        tiny.train(store, name, spec, replace(tiny.ENGINE, micro_batch=cut))
+        curves.append([row[key] for row in curve(store.job(name)) for key in ("loss", "grad_norm")])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
 def test_same_spec_gives_the_same_bits_and_another_seed_does_not(undisturbed: JobRecord, store: Store):
     tiny.train(store)
     tiny.train(store, "b" * 16, tiny.stage_spec(seed=4))

@@ -11,8 +11,8 @@ from prism_sweeps.commands.output import print_json
 def run(arguments: Namespace) -> int:
     from prism_sweeps.interop.released import bring_in
 
-    folder: Path = arguments.folder
-    to = arguments.to or folder.with_name(f"{folder.absolute().name}-prism")
+    folder: Path = arguments.folder.absolute()
+    to = arguments.to or folder.resolve().with_name(f"{folder.resolve().name}-prism")
     told = bring_in(folder, to, arguments.config_dir)
     if arguments.json:
         print_json({"imported": str(folder.absolute()), "folder": str(to.absolute()), **told})

@@ -49,7 +49,7 @@ def package_data() -> Path:
     """Where the installed package keeps its files. Raises DataError when it is not installed."""
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
-        raise DataError("dataset 'easy-vqa' comes from the package easy-vqa: pip install 'prism-sweeps[easy-vqa]'")
+        raise DataError("dataset 'easy-vqa' comes from the package easy-vqa: pip install easy-vqa")
     return Path(spec.origin).parent / "data"
 
 

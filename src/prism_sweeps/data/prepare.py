@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from prism_sweeps.config.errors import DataError, nearest
 from prism_sweeps.data.easy_vqa import prepare_easy_vqa
 from prism_sweeps.data.nano_world.prepare import NANO_WORLD_VERSION, drawn_by, prepare_benchmarks, prepare_training
@@ -80,7 +82,7 @@ def prepare(make: Make, folder: Path, workers: int, progress: Progress) -> None:
         make(temporary, workers, progress)
         temporary.chmod(0o755)
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk, in safetensors' words
         raise DataError(f"'{folder.name}' cannot be written to {folder}: {error}; nothing was left") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

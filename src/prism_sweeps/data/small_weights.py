@@ -65,7 +65,7 @@ def check_readers() -> None:
     if absent:
         raise DataError(
             f"the small weights are converted with {' and '.join(absent)}, not installed here: "
-            "pip install 'prism-sweeps[small]'"
+            "in a clone of the repository: pip install -e '.[small]'"
         )
 
 

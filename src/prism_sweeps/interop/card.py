@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prism_sweeps.config.small_weights import SMALL
 from prism_sweeps.config.specs import ModelSpec
 
 LICENCES = {
@@ -90,6 +91,9 @@ def licence_rows(spec: ModelSpec) -> list[list[str]]:
 
 def terms(weights: str, model: str) -> str:
     """The licence of weights, as far as it is known here."""
+    kind, _, name = weights.partition(":")
+    if kind == "small":
+        return SMALL[name.partition("/")[0]].licence
     known = (licence for mark, licence in LICENCES.items() if mark in f"{weights} {model}".lower())
     return next(known, "not known here; see where it came from")
 

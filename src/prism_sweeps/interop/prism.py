@@ -10,6 +10,7 @@ README.md              the card
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from prism_sweeps.models.vlm import build_vlm
 from prism_sweeps.models.weights import put_tensors, read_tensors, write_tensors
 from prism_sweeps.tracking.files import read_json
 
+TOWER_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VERSION = 1
 REMEDY = "export or import the model again"
 
@@ -130,4 +132,7 @@ def describe(folder: Path, spec: ModelSpec, precision: str, about: dict[str, Any
 
 
 def _tower_file(folder: Path, name: str) -> Path:
+    """Raises ConfigError for a name that is no plain word: it comes from a file that anyone may have written."""
+    if not TOWER_NAME.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot be the name of a tower: use letters, digits, _ and -")
     return folder / "towers" / f"{name}.safetensors"

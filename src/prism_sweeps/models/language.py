@@ -111,7 +111,11 @@ def load_tokenizer(llm: LanguageModel) -> PreTrainedTokenizerFast:
         raise ConfigError(_cannot_load(llm, "tokenizer", error)) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"language model '{llm.name}': its tokenizer has no fast version (tokenizer.json)")
-    if len(tokenizer) > llm.vocabulary:
+    # Gemma 3's has a special token, for images, beyond the rows of its text model; data never hold special tokens
+    specials = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    needed = [i for i in tokenizer.get_vocab().values() if i not in specials]
+    needed += [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
+    if max(needed) >= llm.vocabulary:
         raise ConfigError(
             f"language model '{llm.name}': the tokenizer has {len(tokenizer)} tokens, the model {llm.vocabulary}"
         )

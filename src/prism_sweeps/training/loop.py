@@ -67,7 +67,9 @@ class Trainer:
         with self.autocast():
             loss_sum, _ = self.vlm.loss(batch)
         loss = loss_sum / supervised
-        loss.backward()
+        # rows without an image tell a stage that trains the projector alone nothing, and have no graph
+        if loss.requires_grad:
+            loss.backward()
         return float(loss.detach())
 
     def autocast(self) -> AbstractContextManager[Any]:
