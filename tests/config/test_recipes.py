@@ -15,7 +15,7 @@ PUBLISHED = {
     "finetune": {**TUNE, "trains": ["projector", "llm"]},
     "full-finetune": {**TUNE, "trains": ["vision", "projector", "llm"]},
 }
-"""prismatic-vlms' conf/models.py (prismatic facts §2); the last stage's epochs are the schedule's."""
+"""prismatic-vlms' conf/models.py ; the last stage's epochs are the schedule's."""
 
 
 def stages(name: str) -> dict[str, Stage]:

@@ -85,5 +85,5 @@ def test_types_split_the_answers(folder: Path):
 
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(easy_vqa.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"pip install 'prism-sweeps\[easy-vqa\]'"):
+    with pytest.raises(DataError, match=r"pip install easy-vqa"):
         easy_vqa.prepare_easy_vqa(tmp_path, 1, lambda done, total, note: None)

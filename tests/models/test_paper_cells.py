@@ -20,7 +20,7 @@ from prism_sweeps.models.vision import VisionBackbone, build_vision
 from prism_sweeps.models.vlm import IGNORED, VLM
 from prism_sweeps.planning.cost import model_parameters
 
-# Prismatic facts: patches and width of the towers; millions of parameters of the language models (without the embedding
+# Patches and width of the towers; millions of parameters of the language models (without the embedding
 # rows that the reference adds for padding).
 VISION = {
     ("clip-vit-l", 224): (256, 1024),
@@ -104,7 +104,7 @@ def test_a_configuration_is_a_model_of_the_stated_size_and_layout(name: str) -> 
 
 
 def test_patches_stand_after_bos_and_are_not_supervised() -> None:
-    """The layout that the shapes above have, with values: [BOS] [patches] [text] (prismatic facts, section 1.5)."""
+    """The layout that the shapes above have, with values: [BOS] [patches] [text], as in prismatic-vlms."""
     cell, _ = compose_cell(["backbone=nano-clip", "resize=naive"])
     vlm = VLM(build_vision(cell.backbone, cell.resolution), torch.nn.Linear(128, 128), empty_language_model(cell.llm))
     vlm.llm.to_empty(device="cpu")

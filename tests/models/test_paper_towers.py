@@ -22,7 +22,7 @@ CONF = Path(__file__).parents[2] / "conf"
 TOWERS = sorted(path.stem for path in (CONF / "tower").glob("*.yaml"))
 
 PUBLISHED = [
-    # backbone, pixels, width, patches, whole towers in millions of parameters: prismatic facts §1.2
+    # backbone, pixels, width, patches, whole towers in millions of parameters (timm 0.9.10)
     ("clip-vit-b16", 224, 768, 196, 85.8),
     ("clip-vit-l", 224, 1024, 256, 303.2),
     ("clip-vit-l", 336, 1024, 576, 303.5),

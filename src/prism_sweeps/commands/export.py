@@ -66,9 +66,19 @@ def about(plan: Plan, cell: PlannedCell, store: Store) -> dict[str, Any]:
         "fingerprint": cell.train[-1],
         "choices": {axis: choice for axis, choice in cell.choices.items() if axis in AXES},
         "seed": cell.seed,
+        "stages": [stage_row(stage) for stage in stages if isinstance(stage, StageSpec)],
         "data": {stage.name: sources_of(stage) for stage in stages if isinstance(stage, StageSpec)},
         "scores": scores(plan, cell, store),
     }
+
+
+def stage_row(stage: StageSpec) -> list[str]:
+    """As it was run: a choice's name does not tell what was changed of it."""
+    length = f"{stage.stage.epochs:g} epochs" + (
+        "" if stage.max_steps is None else f", at most {stage.max_steps} steps"
+    )
+    recipe = stage.stage
+    return [stage.name, ", ".join(recipe.trains), length, str(recipe.global_batch), f"{recipe.learning_rate:g}"]
 
 
 def sources_of(stage: StageSpec) -> list[str]:

@@ -40,15 +40,19 @@ print(model.ask("photo.png", "What is on the left?"))
 
 
 def card(spec: ModelSpec, about: Mapping[str, Any], use: str = USE) -> str:
-    """Markdown. `about` may have origin (a sentence), choices (axis -> choice), seed, data (half -> lines), scores
-    (rows of benchmark, condition, score, standard_error, n)."""
+    """Markdown. `about` may have origin (a sentence), choices (axis -> choice), seed, stages (rows of stage, trains,
+    length, batch, learning rate), data (stage -> lines), scores (rows of benchmark, condition, score, standard_error,
+    n)."""
     choices = about.get("choices") or choices_of(spec)
     parts = [f"# {spec.backbone.name} + {spec.llm.name}", about.get("origin", ""), use, "## What it is"]
     parts.append(table(["axis", "choice"], [[axis, choice] for axis, choice in choices.items()]))
     if about.get("seed") is not None:
         parts.append(f"Seed {about['seed']}.")
+    if about.get("stages"):
+        head = ["stage", "trains", "length", "global batch", "learning rate"]
+        parts += ["## How it was trained", table(head, about["stages"])]
     if about.get("data"):
-        parts += ["## What it was trained on", table(["half", "source"], [list(row) for row in lines(about["data"])])]
+        parts += ["## What it was trained on", table(["stage", "source"], [list(row) for row in lines(about["data"])])]
     if about.get("scores"):
         head = ["benchmark", "image", "score (%)", "standard error", "questions"]
         parts += ["## How it scored", table(head, [score_row(row) for row in about["scores"]])]

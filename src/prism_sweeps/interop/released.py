@@ -7,8 +7,7 @@ A run of it is config.json, whose `model` says what was built, and checkpoints/l
     llm_backbone      llm. and transformers' names; embeddings as long as the reference made them: a multiple of 64 that
                       holds the tokenizer and one padding token (Llama 2: 32,064; Phi-2: 50,304, fewer than it had)
     vision_backbone   featurizer., or dino_featurizer. and clip_ or siglip_featurizer., and timm's names; after
-                      full-finetune only. The reference's loader leaves these out (prismatic facts, READ-FIRST 2); here
-                      they are read.
+                      full-finetune only. The reference's `from_pretrained` leaves these out; here they are read.
 
 Embeddings keep the checkpoint's length: the logits then are the reference's, padding rows and all.
 """
@@ -50,7 +49,7 @@ VISION = {
     "siglip-vit-so400m-384px": ("siglip-so400m", "384"),
     "dinov2-vit-l": ("dinov2-vit-l", "224"),
     "in1k-vit-l": ("in1k-vit-l", "224"),
-    "dinoclip-vit-l-336px": ("dinoclip-vit-l-paper", "336"),  # its CLIP has plain GELU (READ-FIRST 4)
+    "dinoclip-vit-l-336px": ("dinoclip-vit-l-paper", "336"),  # its CLIP has plain GELU there
     "dinosiglip-vit-so-224px": ("dinosiglip-so400m", "224"),
     "dinosiglip-vit-so-384px": ("dinosiglip-so400m", "384"),
 }

@@ -1,4 +1,4 @@
-"""From patch features to the language model's width, each patch by itself (prismatic facts §1.4)."""
+"""From patch features to the language model's width, each patch by itself (prismatic-vlms, util/nn_utils.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an image file to the square, normalised pixels of every tower (prismatic facts §1.3).
+"""From an image file to the square, normalised pixels of every tower (prismatic-vlms, base_vision.py).
 
 Shapes: C colour channels, H height, W width.
 """

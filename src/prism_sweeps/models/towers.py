@@ -45,7 +45,7 @@ class PatchTower(nn.Module):
 
 
 class TimmTower(PatchTower):
-    """A timm ViT cut after its second-to-last block: no last block, no final norm, no head (prismatic facts §1.2)."""
+    """A timm ViT cut after its second-to-last block: no last block, no final norm, no head (as prismatic-vlms reads it)."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
