@@ -45,7 +45,7 @@ class PatchTower(nn.Module):
 
 
 class TimmTower(PatchTower):
-    """A timm ViT cut after its second-to-last block: no last block, no final norm, no head (as prismatic-vlms reads it)."""
+    """A timm ViT cut after its second-to-last block, without final norm and head (as in prismatic-vlms)."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
