@@ -29,7 +29,7 @@ VISION = {
     ("siglip-so400m", 384): (729, 1152),
     ("dinov2-vit-l", 224): (256, 1024),
     ("in1k-vit-l", 224): (196, 1024),
-    ("dinoclip-vit-l", 336): (576, 2048),
+    ("dinoclip-vit-l-paper", 336): (576, 2048),
     ("dinosiglip-so400m", 224): (256, 2176),
     ("dinosiglip-so400m", 384): (729, 2176),
 }

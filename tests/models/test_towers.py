@@ -30,11 +30,12 @@ def test_a_convolutional_towers_patches_are_the_cells_of_its_last_feature_map(tm
 def test_batch_norm_keeps_its_statistics_when_the_tower_is_trained():
     backbone = build_conv("tf_efficientnet_lite0").train()
     before = {n: t.clone() for n, t in backbone.state_dict().items() if "running" in n}
-    pixels = torch.randn(2, 3, 64, 64)
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     together = backbone({"t0": pixels})
     assert all(torch.equal(backbone.state_dict()[n], t) for n, t in before.items())
     alone = torch.cat([backbone({"t0": image}) for image in pixels[:, None]])
-    assert torch.allclose(together, alone, atol=1e-5)
+    # statistics of the batch would differ in the first digit; convolutions of one and of two images do in the last ones
+    assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_a_tower_of_the_other_kind_is_refused():
