@@ -1,13 +1,18 @@
 """Every language model of the design space against what its makers publish, on the meta device."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from prism_sweeps.config.compose import compose_cell, design_space
 from prism_sweeps.config.schema import LanguageModel
 from prism_sweeps.config.shapes import linear_layers
 from prism_sweeps.models.language import empty_language_model
 from prism_sweeps.models.weights import HUB_ID
+from prism_sweeps.planning.cost import _language_model
 
 PARAMETERS = {
     # Counts to the unit are those that the hub shows for the safetensors, a tied head counted once. After each: what
@@ -97,3 +102,12 @@ def test_names_are_choices_on_the_command_line(name):
     cell, choices = compose_cell([f"llm={name}"])
     assert (choices["llm"], cell.llm.name) == (name, name)
     assert cell.llm.tokenisation == "whole"
+
+
+@pytest.mark.parametrize("name", ["llama32-1b", "qwen3-0.6b", "gemma3-1b", "phi-2"])
+def test_a_block_costs_what_torch_counts(name):
+    """Qwen 3 and Gemma 3 have heads wider, or narrower, than their width divided among them."""
+    one, length = replace(llm(name), depth=1), 600
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        empty_language_model(one).base_model(inputs_embeds=torch.zeros(1, length, one.width, device="meta"))
+    assert _language_model(one, length, text=0).forward == pytest.approx(counter.get_total_flops(), rel=0.002)

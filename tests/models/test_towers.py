@@ -9,7 +9,6 @@ from tiny_towers import CONV, FAMILIES, PIXELS, TINY, build, build_conv, conv_to
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Backbone, Resolution, Tower
 from prism_sweeps.models import weights
-from prism_sweeps.models.towers import materialise
 from prism_sweeps.models.vision import build_vision
 
 
@@ -87,15 +86,12 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("family", EMPTY)
-def test_a_tower_built_empty_takes_weights_like_any_other(family):
+def test_a_tower_built_empty_has_the_names_and_shapes_of_any_other(family):
     asked = Backbone("b", {"t0": EMPTY[family]})
     full = build_vision(asked, Resolution("r", PIXELS)).eval()
     empty = build_vision(asked, Resolution("r", PIXELS), empty=True).eval()
     assert all(tensor.is_meta for tensor in empty.state_dict().values())
-    materialise(empty)
-    empty.load_state_dict(full.state_dict())
-    pixels = {"t0": torch.randn(1, 3, PIXELS, PIXELS)}
-    assert torch.equal(empty(pixels), full(pixels))
+    assert {n: t.shape for n, t in empty.state_dict().items()} == {n: t.shape for n, t in full.state_dict().items()}
 
 
 def test_an_empty_convolutional_tower_needs_no_weights_to_be_there():
@@ -103,10 +99,3 @@ def test_an_empty_convolutional_tower_needs_no_weights_to_be_there():
         Backbone("b", {"t0": conv_tower("convnext_atto", "/nowhere")}), Resolution("r", 64), empty=True
     )
     assert sum(parameter.numel() for parameter in empty.parameters()) == pytest.approx(3.37e6, rel=0.01)
-
-
-def test_what_is_computed_and_cannot_be_again_is_told():
-    module = torch.nn.Module()
-    module.register_buffer("table", torch.arange(3), persistent=False)
-    with pytest.raises(ConfigError, match="Module cannot be built empty"):
-        materialise(module)

@@ -24,6 +24,9 @@ FORMATS = ("prism", "llava")
 def run(arguments: Namespace) -> int:
     if arguments.format not in FORMATS:
         raise ConfigError(f"--format {arguments.format}; {nearest(arguments.format, FORMATS)}")
+    from prism_sweeps.interop.folders import check_free
+
+    check_free(arguments.to)
     folder = Path(arguments.cell[0])
     is_folder = len(arguments.cell) == 1 and (folder / "config.json").is_file()
     model, what = (opened(folder), f"'{folder}'") if is_folder else of_cell(arguments)
@@ -48,10 +51,8 @@ def of_cell(arguments: Namespace) -> tuple[Model, str]:
     import torch
 
     from prism_sweeps.evaluation.loading import load
-    from prism_sweeps.interop.folders import check_free
     from prism_sweeps.interop.model import Model
 
-    check_free(arguments.to)
     spec, precision = job.spec.model, job.spec.precision
     loaded = load(spec, store.job(job.fingerprint).weights, precision, torch.device("cpu"))
     return Model(spec, loaded, precision, about(plan, cell, store)), f"cell {cell.id} ({label(cell)})"

@@ -15,8 +15,8 @@ Layers = dict[str, tuple[int, int]]
 def projector_widths(projector: Projector, vision: int, llm: int) -> list[int]:
     """Channels from the vision features to the language model's, those between the layers included.
 
-    linear: V D. mlp: V h D. fused-mlp: V h D D. h is `hidden`, or as published: D for mlp, 4V for fused-mlp (prismatic
-    facts §1.4). Raises ConfigError for an unknown kind, and for a linear projector with a hidden width.
+    linear: V D. mlp: V h D. fused-mlp: V h D D. h is `hidden`, or as published (prismatic-vlms, util/nn_utils.py): D
+    for mlp, 4V for fused-mlp. Raises ConfigError for an unknown kind, and for a linear projector with a hidden width.
     """
     if projector.kind not in PROJECTORS:
         raise ConfigError(
@@ -34,10 +34,15 @@ def projector_widths(projector: Projector, vision: int, llm: int) -> list[int]:
     return [vision, hidden, llm] if projector.kind == "mlp" else [vision, hidden, llm, llm]
 
 
+def head_width(llm: LanguageModel) -> int:
+    """Channels of one attention head; some models state more than their width divided among the heads."""
+    return int(llm.config.get("head_dim") or llm.width // llm.heads)
+
+
 def linear_layers(llm: LanguageModel) -> Layers:
     """The linear layers of one block of the language model; an architecture that is not KNOWN is taken for a Llama."""
-    head = llm.config.get("head_dim") or llm.width // llm.heads
-    queries, keys = llm.heads * head, llm.kv_heads * head
+    head, queries = head_width(llm), llm.heads * head_width(llm)
+    keys = llm.kv_heads * head
     out, up, down = (queries, llm.width), (llm.width, llm.mlp_width), (llm.mlp_width, llm.width)
     if llm.architecture == "phi3":
         twice = (llm.width, 2 * llm.mlp_width)

@@ -30,8 +30,6 @@ def new_folder(to: Path) -> Iterator[Path]:
     check_free(to)
     to = to.resolve()
     make_folder(to.parent)
-    for abandoned in to.parent.glob(f".{to.name}.tmp-*"):  # by a kill
-        shutil.rmtree(abandoned, ignore_errors=True)
     with explained("write", to, "nothing of it was kept"):
         folder = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}.tmp-"))
         try:

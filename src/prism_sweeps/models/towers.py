@@ -163,18 +163,3 @@ def without_memory() -> Iterator[None]:
     """Inside, modules are built on the meta device: names and shapes without content."""
     with torch.device("meta"), _Unfilled():
         yield
-
-
-def materialise(module: nn.Module, device: torch.device | str = "cpu") -> None:
-    """Give a module built `without_memory` some on `device`; its weights are undefined until they are loaded.
-
-    What is computed, not loaded (the frequencies of rotary positions), is computed anew. Raises ConfigError for a model
-    that does not say how.
-    """
-    computed = [part for part in module.modules() if part._non_persistent_buffers_set]
-    for part in computed:
-        if not hasattr(part, "init_non_persistent_buffers"):
-            raise ConfigError(f"{type(part).__name__} cannot be built empty: build its model with weights instead")
-    module.to_empty(device=device)
-    for part in computed:
-        part.init_non_persistent_buffers()

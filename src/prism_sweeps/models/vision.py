@@ -61,7 +61,7 @@ def build_vision(backbone: Backbone, resolution: Resolution, empty: bool = False
 
     Weights are `hub` or, where the library has another name for this resolution, `hub:NAME`; `zoo:FILE` or a path to
     safetensors with the library's own names; or `random:SEED`. `empty` builds the same on the meta device and reads no
-    weights: for counting, and for loading into after `towers.materialise`. Raises ConfigError for weights that are
+    weights, for counting. Raises ConfigError for weights that are
     missing or do not fit, those of another size where the tower may not be interpolated, a stated shape that is not the
     tower's, and towers of unequal patch counts.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from prism_sweeps.config.checks import backbone_patches, patches
 from prism_sweeps.config.schema import LanguageModel, Projector, Tower, Tuning
-from prism_sweeps.config.shapes import linear_layers, projector_widths
+from prism_sweeps.config.shapes import head_width, linear_layers, projector_widths
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.planning.datasets import QUESTION_TOKENS, benchmark_examples, known_examples, text_tokens
 
@@ -174,6 +174,6 @@ def _language_model(llm: LanguageModel, length: int, text: int) -> Part:
     matrices = sum(width_in * width_out for width_in, width_out in linear_layers(llm).values())
     embedding = llm.vocabulary * llm.width
     outside = embedding * (1 if llm.tied_embeddings else 2) + llm.width
-    attention = 4 * length**2 * llm.width
+    attention = 4 * length**2 * llm.heads * head_width(llm)
     forward = llm.depth * (2 * matrices * length + attention) + 2 * embedding * text
     return Part(llm.depth * (matrices + 2 * llm.width) + outside, forward)
