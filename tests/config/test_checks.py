@@ -55,7 +55,7 @@ def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
         (("resize.strategy=leterbox",), "resize=letterbox: strategy is 'leterbox'; did you mean 'letterbox'"),
         (("projector.kind=mpl",), "did you mean 'mlp'"),
         (("llm.prompt=chat-templat",), "did you mean 'chat-template'"),
-        (("engine.precision=fp16",), "valid: bf16, fp32"),
+        (("engine.precision=fp16",), "valid: bf16, bf16-true, fp32"),
         (("suite.conditions=[blnk]",), "did you mean 'blank'"),
         (("suite.benchmarks.easy-vqa.answer=generat",), "did you mean 'generate'"),
         (("suite.benchmarks.easy-vqa.answer=choice",), "list them under `choices`"),

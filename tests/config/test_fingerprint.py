@@ -138,6 +138,7 @@ def test_what_changes_a_result_always_matters(
 def test_every_field_of_a_stage_counts() -> None:
     rates = {"vision_learning_rate": 0.5, "projector_learning_rate": 0.5}
     other = {"trains": ["llm"], "data": "align", "epochs": 2.0, "vision_blocks": 2, **rates}
+    other |= {"batching": "packed", "loss": "micro-batch-mean", "micro_batch": 2, "bad_step": "skip", "spike": 4.0}
     for each in fields(Stage):
         spec = stage_spec()
         value = other.get(each.name, getattr(spec.stage, each.name))

@@ -10,7 +10,7 @@ from string import Formatter
 from prism_sweeps.config import schema
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import ConfigError, nearest
-from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, LanguageModel, Stage, Tower
+from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Engine, LanguageModel, Stage, Tower
 from prism_sweeps.config.shapes import KNOWN, linear_layers, projector_widths
 
 PLACEHOLDERS = ("question", "options", "context")
@@ -56,7 +56,7 @@ def _check_names(cell: Cell, choices: Choices) -> None:
     _positive(cell.resolution.pixels, f"resolution={choices['resolution']}: pixels")
     _one_of(cell.resize.strategy, schema.STRATEGIES, f"resize={choices['resize']}: strategy")
     _check_text(cell.llm, f"llm={choices['llm']}")
-    _one_of(cell.engine.precision, schema.PRECISIONS, f"engine={choices['engine']}: precision")
+    _check_engine(cell.engine, f"engine={choices['engine']}")
 
 
 def _check_text(llm: LanguageModel, where: str) -> None:
@@ -165,6 +165,7 @@ def _check_stage(stage: Stage, where: str, last: bool) -> None:
     rates = ("learning_rate", "vision_learning_rate", "projector_learning_rate")
     for number in ("epochs", "global_batch", *rates, "max_grad_norm"):
         _positive(getattr(stage, number), f"{where}: {number}")
+    _check_batches(stage, where)
     if not 0 <= stage.weight_decay < inf:
         raise ConfigError(f"{where}: weight_decay is {stage.weight_decay}; it must be finite and not negative")
     for fraction in ("warmup_ratio", "beta1", "beta2"):
@@ -176,6 +177,57 @@ def _check_stage(stage: Stage, where: str, last: bool) -> None:
         )
     if not last and stage.epochs is None:
         raise ConfigError(f"{where} is not the last, so the schedule is not its: give it epochs")
+
+
+def _check_batches(stage: Stage, where: str) -> None:
+    _one_of(stage.batching, schema.BATCHINGS, f"{where}: batching")
+    _one_of(stage.loss, schema.LOSSES, f"{where}: loss")
+    _one_of(stage.bad_step, schema.BAD_STEPS, f"{where}: bad_step")
+    _positive(stage.micro_batch, f"{where}: micro_batch")
+    if stage.spike is not None and not 1 < stage.spike < inf:
+        raise ConfigError(f"{where}: spike is {stage.spike}; a spike is a multiple of the mean, so more than 1")
+    if stage.held_out < 0:
+        raise ConfigError(f"{where}: held_out is {stage.held_out}; it is a number of conversations, 0 for none")
+    averaged = stage.loss == "micro-batch-mean"
+    if averaged != (stage.micro_batch is not None):
+        raise ConfigError(
+            f"{where}: loss is {stage.loss} and micro_batch {stage.micro_batch}; micro-batch-mean needs a micro_batch "
+            "(the reference's is 16), token-mean takes none"
+        )
+    if stage.micro_batch is not None and stage.global_batch % stage.micro_batch:
+        raise ConfigError(
+            f"{where}: global_batch {stage.global_batch} is no multiple of micro_batch {stage.micro_batch}; "
+            f"{divisors_text(stage.global_batch)}"
+        )
+
+
+def divisors_text(number: int) -> str:
+    """Which numbers divide it, in words for an error."""
+    found = [n for n in range(1, number + 1) if number % n == 0]
+    return f"these divide {number}: {', '.join(map(str, found))}"
+
+
+def _check_engine(engine: Engine, where: str) -> None:
+    _one_of(engine.precision, schema.PRECISIONS, f"{where}: precision")
+    _one_of(engine.sharding, schema.SHARDINGS, f"{where}: sharding")
+    _one_of(engine.activation_checkpointing, schema.RECOMPUTATIONS, f"{where}: activation_checkpointing")
+    _one_of(engine.attention, schema.ATTENTIONS, f"{where}: attention")
+    for number in ("checkpoint_steps", "validate_every", "peak_tflops"):
+        _positive(getattr(engine, number), f"{where}: {number}")
+    for number in ("workers", "micro_batch", "row_tokens", "data_workers"):
+        if getattr(engine, number) < 0:
+            raise ConfigError(f"{where}: {number} is {getattr(engine, number)}; it cannot be negative")
+    profile_window(engine.profile, f"{where}: profile")
+
+
+def profile_window(text: str | None, where: str) -> range:
+    """`3:5` -> steps 3, 4 and 5, counted from 1; nothing where there is none. Raises ConfigError."""
+    if text is None:
+        return range(0)
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ConfigError(f"{where} is '{text}'; it should be FIRST:LAST, steps counted from 1, e.g. 10:12")
+    return range(int(first), int(last) + 1)
 
 
 def _check_vision_blocks(stage: Stage, backbone: Backbone, where: str) -> None:

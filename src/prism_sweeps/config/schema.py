@@ -28,7 +28,13 @@ ANSWERS = ("generate", "choice", "letter", "box")
 CONDITIONS = ("real", "blank", "shuffled")
 TOWER_SOURCES = ("timm", "open_clip")
 TOWER_KINDS = ("vit", "conv")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "bf16-true")
+BATCHINGS = ("grouped", "split-modality", "packed")
+LOSSES = ("token-mean", "micro-batch-mean")
+BAD_STEPS = ("stop", "skip")
+SHARDINGS = ("full", "grad-only", "hybrid")
+RECOMPUTATIONS = ("none", "selective", "full")
+ATTENTIONS = ("auto", "by-document", "flex", "varlen", "flash")
 HALVES = ("align", "instruct")
 """The halves of a data mix."""
 
@@ -167,6 +173,23 @@ class Stage:
     """Of that part alone; null is `learning_rate`."""
     vision_blocks: int | None = None
     """Where vision is trained: only the last so many of a tower's blocks that run; null is all of it."""
+    batching: str = "grouped"
+    """Which examples share a global batch. grouped: of about equal length, with and without image together.
+    split-modality: with or without image, never both, as the reference has it. packed: equal sums of lengths, laid
+    end to end instead of padded."""
+    loss: str = "token-mean"
+    """token-mean: over the supervised tokens of the global batch. micro-batch-mean: the mean over `micro_batch`
+    examples first and then over these, as in the reference, where a token of a short answer weighs more."""
+    micro_batch: int | None = None
+    """Examples whose mean is one summand of micro-batch-mean (16 in the reference). What is computed at once is
+    the engine's micro_batch, whatever this says."""
+    bad_step: str = "stop"
+    """What a step is answered with whose loss or gradient is not finite, or is a spike. Its update is never made.
+    stop: training ends, naming its conversations. skip: they are recorded and training goes on."""
+    spike: float | None = None
+    """A step is a spike when its loss is more than so many times the mean of the last 64; null: none is."""
+    held_out: int = 0
+    """Conversations that are kept out of training, drawn at random, and give the validation loss."""
 
 
 @dataclass
@@ -256,14 +279,40 @@ class Engine:
 
     name: str = local()
     precision: str = "fp32"
+    """fp32; bf16: computed in bfloat16 with weights, gradients and moments in fp32; bf16-true: all of it in bfloat16,
+    for a third of the memory and some accuracy."""
     device: str = local("auto")
     workers: int = local(0)
     """Local processes a sweep runs at a time; 0 is one per core."""
     micro_batch: int = local(0)
-    """Examples per forward pass; 0 is the whole global batch."""
+    """Examples per forward pass of a process; 0 is its whole share of the global batch."""
+    row_tokens: int = local(0)
+    """Positions per forward pass where examples are packed; 0 is the language model's context."""
     eval_batch: int = local(64)
+    sharding: str = local("full")
+    """Of several processes. full: weights are gathered for forward and again for backward. grad-only: once, and kept.
+    hybrid: full within a node, whole copies across nodes."""
+    activation_checkpointing: str = local("none")
+    """What backward computes again instead of keeping. selective: all but attention and every second matrix product;
+    full: whole blocks."""
+    compile: bool | None = local(None)
+    """torch.compile of each block; null: on a GPU."""
+    attention: str = local("auto")
+    """Kernel for packed examples: by-document (any device), flex, varlen, flash (GPU); auto takes the fastest here."""
+    data_workers: int = local(0)
+    """Processes that decode and transform images ahead of the step; 0 is a thread."""
+    feature_cache: bool = local(False)
+    """Whether what frozen towers see in an image is computed once and kept in the store, for all cells to use."""
     checkpoint_seconds: float = local(20.0)
+    checkpoint_steps: int | None = local(None)
+    """A checkpoint also every so many steps; null: by the clock alone."""
     keep_checkpoints: int = local(2)
+    validate_every: int | None = local(None)
+    """Steps between validation losses, where a stage holds conversations out; null: at the end only."""
+    profile: str | None = local(None)
+    """Steps FIRST:LAST (from 1) whose profile is written beside the metrics as a Chrome trace."""
+    peak_tflops: float | None = local(None)
+    """What a device can do at best in this precision, for MFU; null: known for common GPUs."""
     retries: int = local(1)
 
 
