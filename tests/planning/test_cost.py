@@ -121,7 +121,8 @@ def test_two_towers_train_so_many_blocks_each() -> None:
 
 
 def test_flops_of_an_align_step_by_hand() -> None:
-    """4 scenes; frozen tower 1x, trained projector 3x, frozen LM under a gradient 2x its forward operations."""
+    """4 scenes; frozen tower 1x its forward operations, trained projector 3x; frozen LM under a gradient 2x with weights
+    and 3x in attention, whose backward is of both its inputs."""
     four = ["data_mix.align.captions.dataset=nano-world-4", "stages=nano-two-stage", "stages.chain.align.epochs=1"]
     align = job_cost(jobs_of(cell("projector=linear", *four))[0][0])
     patches, text, width = 64, 46, 128
@@ -129,9 +130,10 @@ def test_flops_of_an_align_step_by_hand() -> None:
     tower = 3 * (2 * 8 * width**2 * patches + 4 * patches**2 * width) + 2 * (3 * 8 * 8 * width) * patches
     projector = 2 * width * width * patches
     head = 2 * 1024 * width * text
-    lm = 4 * (2 * (4 * width**2 + 3 * width * 384) * length + 4 * length**2 * width) + head
+    lm = 4 * 2 * (4 * width**2 + 3 * width * 384) * length + head
+    attention = 4 * 4 * length**2 * width
     assert (align.examples, align.tokens) == (4, 4 * length)
-    assert align.flops == pytest.approx(4 * (tower + 3 * projector + 2 * lm))
+    assert align.flops == pytest.approx(4 * (tower + 3 * projector + 2 * lm + 3 * attention))
     assert align.trainable == width * width + width
 
 
