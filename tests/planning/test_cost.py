@@ -121,8 +121,10 @@ def test_two_towers_train_so_many_blocks_each() -> None:
 
 
 def test_flops_of_an_align_step_by_hand() -> None:
-    """4 scenes; frozen tower 1x its forward operations, trained projector 3x; frozen LM under a gradient 2x with weights
-    and 3x in attention, whose backward is of both its inputs."""
+    """4 scenes; frozen tower 1x its forward operations, trained projector 3x, frozen LM under a gradient 2x.
+
+    Its attention 3x, whose products have two inputs that a gradient goes back to.
+    """
     four = ["data_mix.align.captions.dataset=nano-world-4", "stages=nano-two-stage", "stages.chain.align.epochs=1"]
     align = job_cost(jobs_of(cell("projector=linear", *four))[0][0])
     patches, text, width = 64, 46, 128
