@@ -20,7 +20,8 @@ from prism_sweeps.config.schema import (
 )
 from prism_sweeps.config.specs import EvaluationSpec, ModelSpec
 from prism_sweeps.evaluation.runner import evaluate
-from prism_sweeps.models.vlm import VLM, build_vlm, save_trained
+from prism_sweeps.models.trained import save_trained
+from prism_sweeps.models.vlm import VLM, build_vlm
 from prism_sweeps.tracking.records import Store
 
 PARENT = "a" * 16

@@ -13,7 +13,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import prism_sweeps
 from prism_sweeps import cli
-from prism_sweeps.models.vlm import build_vlm, save_trained
+from prism_sweeps.models.trained import save_trained
+from prism_sweeps.models.vlm import build_vlm
 from prism_sweeps.planning.plan import Plan, make_plan
 from prism_sweeps.tracking.records import Store
 

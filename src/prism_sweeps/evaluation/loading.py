@@ -13,7 +13,8 @@ from prism_sweeps.config.specs import ModelSpec
 from prism_sweeps.models.language import load_tokenizer
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.resize import ImageTransform, image_transform
-from prism_sweeps.models.vlm import VLM, build_vlm, load_trained
+from prism_sweeps.models.trained import load_trained, trained_modules
+from prism_sweeps.models.vlm import VLM, build_vlm
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The projector's seed: it is overwritten, since every stage saves the projector.
@@ -55,7 +56,7 @@ def load_model(spec: ModelSpec, weights: Path, precision: str, engine: Engine) -
 
 
 def load(spec: ModelSpec, weights: Path, precision: str, device: torch.device) -> LoadedModel:
-    if not (weights / "projector.safetensors").is_file():
+    if "projector" not in trained_modules(weights):
         raise StoreError(f"trained weights are missing: {weights} has no projector.safetensors; train that stage first")
     vlm = build_vlm(spec, ANY_SEED, DTYPES[precision])
     load_trained(vlm, weights)
