@@ -20,6 +20,7 @@ from prism_sweeps.config.published import Published
 from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.cost import job_cost
+from prism_sweeps.planning.estimates import Measured, estimate
 from prism_sweeps.planning.grid import PLACE, Grid, Point, check_rules, lookup, matches, with_overrides
 from prism_sweeps.planning.jobs import jobs_of
 
@@ -233,25 +234,27 @@ def _job_from_plain(identity: str, content: Mapping[str, Any]) -> Job:
     return Job(identity, str(content.get("title", "")), spec, [str(parent) for parent in content.get("parents", [])])
 
 
-def summary(plan: Plan, states: Mapping[str, str]) -> dict[str, Any]:
+def summary(plan: Plan, states: Mapping[str, str], measured: Sequence[Measured] = ()) -> dict[str, Any]:
     """What a plan holds and costs: `jobs`, one row each, and `totals`.
 
     `states` maps fingerprints to the status of their records; a job not in it is new. A job's `cells` is how many cells
-    share it. Costs that cannot be told (unknown number of examples) are None in rows and counted in `unknown`.
+    share it. Costs that cannot be told (unknown number of examples) are None in rows and counted in `unknown`. By what
+    was `measured` (the store's throughput table), training jobs have `seconds` and `gpu_hours`; those of which neither
+    is known are counted in `not_timed`. `peak_memory` is in bytes a device, in totals of the job that needs most.
     """
     used = Counter(fp for cell in plan.cells for fp in (*cell.train, *cell.evaluate))
     rows = [
-        {
-            "fingerprint": fp,
-            "title": job.title,
-            "kind": job.kind,
-            "status": states.get(fp, "new"),
-            "cells": used[fp],
-            **plain(job_cost(job)),
-        }
+        {"fingerprint": fp, "title": job.title, "kind": job.kind, "status": states.get(fp, "new"), "cells": used[fp]}
+        | _cost_and_time(job, plan.engine, measured)
         for fp, job in plan.jobs.items()
     ]
     return {"jobs": rows, "totals": _totals(plan, rows)}
+
+
+def _cost_and_time(job: Job, engine: Engine, measured: Sequence[Measured]) -> dict[str, Any]:
+    cost = job_cost(job)
+    both: dict[str, Any] = plain(cost) | plain(estimate(job, cost, engine, measured))
+    return both
 
 
 def _totals(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -268,11 +271,17 @@ def _totals(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     known = [row for row in rows if row["flops"] is not None]
+    timed = [row for row in rows if row["seconds"] is not None]
+    trained = [row for row in rows if row["kind"] == "train"]
     return {
         "jobs": len(rows),
-        "train": sum(row["kind"] == "train" for row in rows),
+        "train": len(trained),
         "evaluate": sum(row["kind"] == "evaluate" for row in rows),
         "tokens": sum(row["tokens"] for row in known),
         "flops": sum(row["flops"] for row in known),
         "unknown": len(rows) - len(known),
+        "seconds": sum(row["seconds"] for row in timed),
+        "gpu_hours": sum(row["gpu_hours"] for row in timed),
+        "not_timed": len(trained) - len(timed),
+        "peak_memory": max((row["peak_memory"] for row in trained), default=None),
     }

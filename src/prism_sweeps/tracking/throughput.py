@@ -1,0 +1,67 @@
+"""The throughput table of a store: one row for each finished training job, which later plans estimate by.
+
+`<root>/throughput.jsonl` is written by jobs of any process and host, one at a time: each holds `throughput.lock` while
+it adds its row, and the kernel lets go of that when a process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from prism_sweeps.config.errors import ConfigError, StoreError
+from prism_sweeps.config.plain import from_plain, plain
+from prism_sweeps.planning.estimates import Measured, Settings
+from prism_sweeps.tracking.files import append_rows, explained, make_folder, read_rows
+
+FILE, LOCK = "throughput.jsonl", "throughput.lock"
+
+
+def add(store_root: Path, row: Measured) -> None:
+    """Adds one row, whole, after those that others add at the same time. Raises StoreError."""
+    with _alone(store_root):
+        append_rows(store_root / FILE, [plain(row)], durable=True)
+
+
+def read(store_root: Path) -> list[Measured]:
+    """All rows, the oldest first; [] where nothing was measured, and for a store that is not there.
+
+    Keys that this version does not know are passed over. Raises StoreError, naming the line, for one that is no row.
+    """
+    path = store_root / FILE
+    return [_row(content, f"{path}, line {number}") for number, content in enumerate(read_rows(path), start=1)]
+
+
+def _row(content: Any, where: str) -> Measured:
+    known = _known(Measured, content)
+    try:
+        row = from_plain(Measured, {**known, "settings": _known(Settings, known.get("settings"))}, where)
+    except ConfigError as error:
+        raise StoreError(f"{error}; remove that line") from error
+    for number in ("tokens_per_second", "flops_per_second", "ranks"):
+        if not getattr(row, number) > 0:
+            raise StoreError(f"{where}: {number} is {getattr(row, number)}, not more than 0; remove that line")
+    return row
+
+
+def _known(kind: type, content: Any) -> dict[str, Any]:
+    entries = content if isinstance(content, dict) else {}
+    return {each.name: entries[each.name] for each in fields(kind) if each.name in entries}
+
+
+@contextlib.contextmanager
+def _alone(store_root: Path) -> Iterator[None]:
+    path = make_folder(store_root) / LOCK
+    with explained("lock", path, "no row was added"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with explained("lock", path, "no row was added"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
