@@ -12,7 +12,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from test_vlm import spec
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from prism_sweeps.config.errors import StoreError
@@ -159,14 +159,15 @@ def test_a_file_that_is_missing_among_several_is_named(tmp_path: Path):
 
 
 def spread(tied: bool, hybrid: bool = False) -> VLM:
-    """Blocks and root sharded by FSDP2, the towers whole; the root gathered, as a forward pass leaves it."""
+    """Blocks and root sharded by FSDP2, the towers whole; the root gathered in bf16, as a forward pass leaves it."""
     vlm = moved(tied)
     shape = (2, dist.get_world_size() // 2) if hybrid else (dist.get_world_size(),)
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     vision = set(vlm.vision.parameters())
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     for block in vlm.llm.model.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(vlm, mesh=mesh, ignored_params=vision)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(vlm, mesh=mesh, mp_policy=policy, ignored_params=vision)
     vlm.unshard()
     return vlm
 
