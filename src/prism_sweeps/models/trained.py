@@ -50,7 +50,7 @@ def save_trained(
     are stored once. Raises OSError in the first process and StoreError in the others.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    held = {name: own_tensors(vlm, name) for name in modules}
+    held = {name: own_tensors(vlm.get_submodule(name)) for name in modules}
     try:
         _by_first(partial(temporary.mkdir, parents=True), group)
         for name, tensors in held.items():
@@ -70,7 +70,7 @@ def load_trained(vlm: VLM, weights: Path) -> None:
     if not held or held - set(MODULES):
         raise StoreError(f"trained weights '{weights}' should hold some of {', '.join(MODULES)}, has {sorted(held)}")
     for name in sorted(held):
-        _load_module(vlm.get_submodule(name), own_tensors(vlm, name).keys(), weights / f"{name}.safetensors")
+        _load_module(vlm.get_submodule(name), weights / f"{name}.safetensors")
 
 
 def trained_modules(weights: Path) -> set[str]:
@@ -79,17 +79,12 @@ def trained_modules(weights: Path) -> set[str]:
     return {found["module"] if (found := SHARD_NAME.fullmatch(name)) else name for name in names}
 
 
-def own_tensors(vlm: VLM, module: str) -> dict[str, Tensor]:
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Each tensor of a module once: tied weights (an LM head that is its embedding) go under their first name."""
-    vlm.get_submodule(module)
-    # Asked of the whole model, because this makes FSDP put away what it has gathered for the root.
-    tensors = vlm.state_dict(keep_vars=True)
     first: dict[int, str] = {}
-    return {
-        name.removeprefix(f"{module}."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(f"{module}.") and first.setdefault(id(tensor), name) == name
-    }
+    # Asking for the state makes FSDP put away what it has gathered to compute with.
+    tensors = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in tensors.items() if first.setdefault(id(tensor), name) == name}
 
 
 # ---- writing
@@ -181,10 +176,11 @@ def _by_first(action: Callable[[], None], group: dist.ProcessGroup | None) -> No
 # ---- reading
 
 
-def _load_module(module: nn.Module, names: Sequence[str], path: Path) -> None:
+def _load_module(module: nn.Module, path: Path) -> None:
     places = _places(path)
-    if names != places.keys():
-        raise StoreError(f"'{path}' is of another model: {sorted(names ^ places.keys())[:3]} do not match")
+    strange = own_tensors(module).keys() ^ places.keys()
+    if strange:
+        raise StoreError(f"'{path}' is of another model: {sorted(strange)[:3]} do not match")
     for file in sorted(set(places.values())):
         try:
             tensors = load_file(file)
