@@ -115,9 +115,8 @@ class Checkpoints:
         folder = self.folder / f"{self._mark}{step:08d}"
         content = {"step": step, "state": json.loads(json.dumps(state)), "tensors": described(tensors)}
         file = f"rank-{self.rank:05d}.safetensors"
-        self._write = Write(
-            step, folder, content, self._thread.submit(write_part, folder, file, copies, offsets, copied)
-        )
+        files = self._thread.submit(write_part, folder, file, copies, offsets, copied)
+        self._write = Write(step, folder, content, files)
         return waited
 
     def progress(self) -> Progress:
