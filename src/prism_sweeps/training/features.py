@@ -8,8 +8,7 @@ KEY is a fingerprint of all that decides the features, and images go by their co
 one computation, whatever a cell is called. A shard appears by rename when it is on the disk, so a kill loses what was
 in memory. Readers map shards, and processes share the pages.
 
-Shapes: B images computed at once, N images of a shard, K bytes of a hash, P patches, V channels of all towers, C H W
-an image.
+Shapes: B images at once, N of a shard, K bytes of a hash, P patches, V channels of all towers, C H W an image.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,7 +41,6 @@ LAYOUT = 1
 """Raised when kept features may no longer stand for what the code computes."""
 STRIPES = 256
 """First bytes of a hash: what ranks share among them, and lock."""
-SHARD_IMAGES, SHARD_BYTES = 4096, 512 * 2**20
 OTHER = 0.05
 """Relative distance from which features are another tower's, or another library's; rounding stays far below."""
 SUFFIX = ".safetensors"
@@ -79,7 +76,7 @@ def features_root(
         str(place): replace(tower, weights=_by_content(tower.weights, resolution.pixels))
         for place, tower in enumerate(backbone.towers.values())
     }
-    told = None if trained is None else file_hash(trained)
+    told = file_hash(trained) if trained else None
     seen = _Seen(LAYOUT, replace(backbone, towers=towers), resolution, resize, precision, told)
     return store / "features" / fingerprint(seen)
 
@@ -167,7 +164,6 @@ class FeatureTable:
                 f"{len(missing)} of {len(hashes)} images have no features in {root}, the first: {missing[0]}; "
                 f"have them computed first, {OFF}"
             )
-        self.root = root
         self._files = [path for path, _ in sound]
         self._places = {path: places[digest] for path, digest in hashes.items()}
         self._mapped: dict[int, tuple[Tensor, Tensor]] = {}
@@ -201,7 +197,7 @@ class FeatureTable:
                 raise StoreError(f"{path} cannot be read any more ({error}); run this again") from error
         return self._mapped[number]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """For a spawned process, which maps the files itself."""
         return {**self.__dict__, "_mapped": {}}
 
@@ -218,8 +214,8 @@ class Filling:
     """Processes that decode images; 0 is this one."""
     ranks: tuple[int, int] = (0, 1)
     """Which of how many processes that share the images among them by their hash."""
-    shard_images: int = SHARD_IMAGES
-    shard_bytes: int = SHARD_BYTES
+    shard_images: int = 4096
+    shard_bytes: int = 512 * 2**20
 
 
 def fill(
@@ -393,7 +389,6 @@ def _compute(
 ) -> None:
     """Asked to stop, or at an unreadable image, it writes what is in memory first."""
     total = len(gathered.hashes)
-    report(0, total, "image features")
     for pixels in batches:
         if isinstance(pixels, DataError) or stop():
             gathered.write()

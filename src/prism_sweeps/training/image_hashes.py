@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from prism_sweeps.config.errors import DataError
-from prism_sweeps.tracking.files import append_rows, explained, make_folder, read_rows
+from prism_sweeps.tracking.files import append_rows, explained, make_folder
 from prism_sweeps.tracking.records import Interrupted, Report
 
+LIST = "images.jsonl"
 READERS = 8
 """Threads that hash files: they wait for the disk more than they compute."""
-HASHED_AT_ONCE = 1024
+PART = 1024
 PAUSE = 0.5
 """Seconds between looks at a lock that another process holds."""
 FRESH = 2 * 10**9
@@ -32,6 +36,7 @@ LOCKS = "use a store whose file system has locks, or switch engine.feature_cache
 
 File = tuple[str, int, int]
 """Path, size in bytes and time of the last change in nanoseconds."""
+Item = TypeVar("Item")
 Stop = Callable[[], bool]
 """Whether the job was asked to stop."""
 
@@ -62,39 +67,61 @@ def image_hashes(folder: Path, images: Iterable[Path], report: Report = silent, 
     make_folder(folder)
     paths = list(dict.fromkeys(map(os.fspath, images)))
     with ThreadPoolExecutor(READERS) as pool:
-        files = [(path, *told) for path, told in zip(paths, pool.map(_stat, paths), strict=True)]
-        known = _remembered(folder)
-        if not all(file in known for file in files):
+        files = list(chain.from_iterable(pool.map(_files, _parts(paths))))
+        known = _remembered(folder, files)
+        if len(known) < len(files):
             with held(folder / "lock", range(1), waiting_for("reads image files", len(files), report, stop)):
-                known = _remembered(folder)
+                known = _remembered(folder, files)
                 known |= _read(pool, folder, [file for file in files if file not in known], report, stop)
     return {file[0]: known[file] for file in files}
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    """A thousand at a time."""
+    return (items[at : at + PART] for at in range(0, len(items), PART))
 
 
 def _read(pool: ThreadPoolExecutor, folder: Path, files: list[File], report: Report, stop: Stop) -> dict[File, str]:
     """Hashes of `files`, remembered a thousand at a time."""
     found: dict[File, str] = {}
-    for at in range(0, len(files), HASHED_AT_ONCE):
-        report(at, len(files), "image files read")
+    for some in _parts(files):
+        report(len(found), len(files), "image files read")
         if stop():
-            raise Interrupted(f"stopped after {at} of {len(files)} image files were read")
-        some = files[at : at + HASHED_AT_ONCE]
+            raise Interrupted(f"stopped after {len(found)} of {len(files)} image files were read")
         hashes = pool.map(file_hash, [path for path, _, _ in some])
         found |= _remember(folder, dict(zip(some, hashes, strict=True)))
     return found
 
 
-def _stat(path: str) -> tuple[int, int]:
+def _files(paths: list[str]) -> list[File]:
+    return [_file(path) for path in paths]
+
+
+def _file(path: str) -> File:
     try:
-        told = Path(path).stat()
+        told = os.stat(path)  # noqa: PTH116 - a Path of each of 600,000 takes longer than asking for it
     except OSError as error:
         raise DataError(f"image '{path}' cannot be read: {error.strerror or error}") from error
-    return told.st_size, told.st_mtime_ns
+    return path, told.st_size, told.st_mtime_ns
 
 
-def _remembered(folder: Path) -> dict[File, str]:
-    rows = read_rows(folder / "images.jsonl")
-    return {(row["path"], row["size"], row["mtime_ns"]): row["sha256"] for row in rows}
+def _remembered(folder: Path, files: list[File]) -> dict[File, str]:
+    """The hashes of those of `files` that are on the list. A line that cannot be read costs one file read again."""
+    try:
+        stream = (folder / LIST).open("rb")
+    except FileNotFoundError:
+        return {}
+    asked, known = set(files), {}
+    with stream:
+        for line in stream:
+            try:
+                row = json.loads(line)
+                file = row["path"], row["size"], row["mtime_ns"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if file in asked:
+                known[file] = row["sha256"]
+    return known
 
 
 def _remember(folder: Path, found: dict[File, str]) -> dict[File, str]:
@@ -105,7 +132,7 @@ def _remember(folder: Path, found: dict[File, str]) -> dict[File, str]:
         for (path, size, mtime_ns), digest in found.items()
         if Path(path).is_absolute() and now - mtime_ns > FRESH
     ]
-    append_rows(folder / "images.jsonl", rows, durable=True)
+    append_rows(folder / LIST, rows, durable=True)
     return found
 
 
