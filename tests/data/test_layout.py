@@ -126,10 +126,24 @@ def test_rows_are_about_equally_full():
     assert max(loads) < 1.01 * min(loads)
 
 
-def test_a_packing_that_only_best_fit_finds_is_used():
-    """Emptiest first would make rows of 11 and 13 of these."""
-    passes = packed(range(5), [6, 6, 4, 4, 4], 1, 12)
-    assert sorted(sorted(one) for one in passes[0]) == [[0, 1], [2, 3, 4]]
+@pytest.mark.parametrize(
+    ("lengths", "row_tokens", "rows"),
+    [
+        ([6, 6, 4, 4, 4], 12, [[0, 1], [2, 3, 4]]),  # emptiest first: 14 and 10
+        ([7, 6, 3, 2, 2], 10, [[0, 2], [1, 3, 4]]),  # emptiest first: 11 and 9; worst fit: three rows
+    ],
+)
+def test_a_packing_that_only_best_fit_finds_is_used(lengths: list[int], row_tokens: int, rows: list[list[int]]):
+    assert sorted(sorted(one) for one in packed(range(5), lengths, 1, row_tokens)[0]) == rows
+
+
+def test_best_fit_s_rows_are_split_up_where_there_must_be_more():
+    """It makes 8 of these, and three processes need 9, into which emptiest first does not fit them."""
+    lengths = [9, 6, 6, 6, 5, 5, 5, 5, 5, 4, 4, 4, 4, 4, 4, 4, 4, 4]
+    passes = packed(range(18), lengths, 3, 12)
+    assert [len(process) for process in passes] == [3, 3, 3]
+    assert sorted(flat(passes)) == list(range(18))
+    assert all(one and total(one, lengths) <= 12 for process in passes for one in process)
 
 
 def test_rows_are_as_many_for_every_process():

@@ -56,7 +56,7 @@ def steps_in(strategy: str, corpus: Corpus, global_batch: int, epochs: float, ma
     if strategy == "split-modality":
         pictured = sum(corpus.with_image)
         batches = ceil(pictured / global_batch) + ceil((len(corpus) - pictured) / global_batch)
-        # Rounding first: 1.1 epochs of 1000 are 1100, not 1100.0000000000002.
+        # Rounding first: 1.1 epochs of 100 are 110, not 110.00000000000001.
         steps = max(1, ceil(round(batches * epochs, 6)))
     else:
         steps = max(1, ceil(round(len(corpus) * epochs) / global_batch))
