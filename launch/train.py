@@ -16,8 +16,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from prism_sweeps.launching.foreground import run_here
 from prism_sweeps.launching.progress import LineDisplay
+from prism_sweeps.launching.together import run_together
 from prism_sweeps.planning.plan import make_plan
 from prism_sweeps.tracking.records import Store
 
@@ -29,9 +29,9 @@ def main(_: DictConfig) -> float:
     root = Path(hydra.utils.get_original_cwd(), os.environ.get("PRISM_STORE") or plan.store.root)
     store = Store.open(root, Path(plan.store.data) if plan.store.data else None)
     store.study(plan.study).write_plan(plan.to_plain())
-    outcome = run_here(plan.jobs, store, plan.engine, LineDisplay())
+    outcome = run_together(plan.jobs, store, plan.engine, LineDisplay())
     if outcome.interrupted:
-        sys.exit(130)
+        sys.exit(outcome.stopped_with)
     if outcome.failed:
         raise RuntimeError("; ".join(outcome.failed.values()))
     scores = [store.job(name).state()["result"]["score"] for name in plan.cells[0].evaluate]

@@ -13,7 +13,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "planning": {"config"},
     "models": {"config"},
-    "data": {"config", "models.prompts", "models.resize", "models.vlm"},  # of vlm, the batch it collates into
+    "data": {"config", "models.prompts", "models.resize", "models.batch"},
     "tracking": {"config", "planning"},
     "training": {"config", "models", "data", *RECORDS},
     "evaluation": {"config", "models", "data", *RECORDS},

@@ -22,7 +22,8 @@ examples:
   prism ask photo.png "What is on the left?" --cell 1a2b3c4d
   prism export 1a2b3c4d --format llava --to FOLDER
 
-exit codes: 0 all well, 1 jobs failed, 2 something to mend (the message says what), 130 interrupted
+exit codes: 0 all well, 1 jobs failed, 2 something to mend (the message says what), 130 interrupted by you,
+75 told to make room (SIGTERM, SIGUSR2): checkpoints are written, start it again
 """
 STUDY = """\
   STUDY          a study of conf/study (`prism studies` lists them), or one that this store has run
@@ -111,7 +112,11 @@ def add_cell_commands(command: Command) -> None:
     """train, evaluate, ask."""
     train = command(
         "train", "train", "Train and score one cell here, in the foreground.",
-        "examples:\n  prism train llm=nano-base\n  prism train backbone=nano-dinov2 seed=3 suite.examples=50",
+        "examples:\n  prism train llm=nano-base\n  prism train backbone=nano-dinov2 seed=3 suite.examples=50\n\n"
+        "On several processes, each with a GPU of its own, or two on a CPU to try it:\n"
+        "  torchrun --nproc-per-node 8 --no-python prism train backbone=clip-vit-l llm=vicuna-v15-7b engine=gpu ...\n"
+        "  srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit=1 prism train ...\n"
+        "Batches, and so results, are those of one process. engine.sharding is full, grad-only or hybrid.",
     )  # fmt: skip
     evaluate = command(
         "evaluate", "evaluate", "Score one trained cell here, in the foreground; nothing is trained.",

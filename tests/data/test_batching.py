@@ -1,15 +1,13 @@
-import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.schema import LanguageModel
-from prism_sweeps.data.batching import batch_stream, collate, encode_all, micro_batches, prefetched, steps_in
+from prism_sweeps.data.batching import Layout, collate, encode_all
 from prism_sweeps.data.conversations import Conversation
 from prism_sweeps.models.language import byte_tokenizer
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
@@ -28,69 +26,6 @@ def talk(name: str, answer: str, image: Path | None = None) -> Conversation:
 
 def pixels(image: Image.Image) -> dict[str, torch.Tensor]:
     return {"a": torch.full((3, 2, 2), float(image.getpixel((0, 0))[0]))}
-
-
-# ---- order
-
-
-@given(
-    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=60),
-    global_batch=st.integers(1, 20),
-    seed=st.integers(0, 2**32),
-)
-@settings(max_examples=60, deadline=None)
-def test_every_epoch_shows_every_example_once_in_full_batches(lengths: list[int], global_batch: int, seed: int):
-    count, epochs = len(lengths), 3
-    batches = list(itertools.islice(batch_stream(lengths, global_batch, seed), -(-count * epochs // global_batch)))
-    assert {len(batch) for batch in batches} == {global_batch}
-    stream = [index for batch in batches for index in batch]
-    for epoch in range(epochs):
-        assert sorted(stream[epoch * count : (epoch + 1) * count]) == list(range(count))
-
-
-def test_order_is_that_of_its_seed_and_stays_so():
-    lengths = [index % 7 for index in range(20)]
-    first = list(itertools.islice(batch_stream(lengths, 4, seed=5), 11))
-    assert first == list(itertools.islice(batch_stream(lengths, 4, seed=5), 11))
-    assert first != list(itertools.islice(batch_stream(lengths, 4, seed=6), 11))
-    # Frozen: another order under the same fingerprint would be another result under the same name.
-    assert first[:2] == [[11, 4, 15, 0], [6, 18, 8, 14]]
-
-
-def test_epochs_group_small_data_anew():
-    batches = itertools.islice(batch_stream(list(range(64)), 8, seed=1), 16)
-    seen = [frozenset(batch) for batch in batches]
-    assert not set(seen[:8]) & set(seen[8:])
-
-
-def test_batches_hold_conversations_of_like_length():
-    lengths = [10 + 7919 * index % 391 for index in range(4096)]
-    real = padded = 0
-    for batch in itertools.islice(batch_stream(lengths, 32, seed=1), 128):
-        real += sum(lengths[index] for index in batch)
-        padded += len(batch) * max(lengths[index] for index in batch)
-    assert real / padded > 0.9  # 0.53 in random order
-
-
-def test_length_says_nothing_about_time():
-    batches = list(itertools.islice(batch_stream(list(range(4096)), 32, seed=1), 128))
-    means = torch.tensor([sum(batch) / 32 for batch in batches])
-    time = torch.arange(128.0)
-    assert abs(float(torch.corrcoef(torch.stack([means, time]))[0, 1])) < 0.25
-
-
-@pytest.mark.parametrize(
-    ("examples", "batch", "epochs", "limit", "steps"),
-    [
-        (665_298, 128, 1.0, None, 5_198),  # the reference's finetuning stage
-        (558_128, 256, 1.0, None, 2_181),  # and its alignment
-        (665_298, 128, 2.0, 6_500, 6_500),  # its 1.25 epochs
-        (1000, 10, 1.1, None, 110),
-        (10, 32, 0.5, None, 1),
-    ],
-)
-def test_steps(examples: int, batch: int, epochs: float, limit: int | None, steps: int):
-    assert steps_in(examples, batch, epochs, limit) == steps
 
 
 # ---- tokens
@@ -126,58 +61,80 @@ def test_conversations_without_an_answer_left_are_counted(prompts: PromptFormat)
 # ---- batches
 
 
-def test_collate_aligns_ids_labels_and_images(prompts: PromptFormat, tmp_path: Path):
+def layout(**changes: object) -> Layout:
+    return replace(Layout(pixels, PATCHES, ("test", "other")), **changes)
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> list[Conversation]:
+    """With an image, without, with one."""
     for name, red in (("a", 10), ("b", 20)):
         Image.new("RGB", (4, 4), (red, 0, 0)).save(tmp_path / f"{name}.png")
-    conversations = [talk("0", "cat", tmp_path / "b.png"), talk("1", "a dog"), talk("2", "x", tmp_path / "a.png")]
-    batch = collate(encode_all(conversations, prompts, PATCHES, 256), pixels)
-    assert batch.names == ["0", "1", "2"]
-    assert batch.has_image_B.tolist() == [True, False, True]
-    assert batch.pixels["a"].shape == (2, 3, 2, 2)
+    last = Conversation("2", "other", tmp_path / "a.png", [("human", "q"), ("gpt", "x")])
+    return [talk("0", "cat", tmp_path / "b.png"), talk("1", "a dog"), last]
+
+
+@pytest.mark.parametrize(("packed", "positions"), [(False, 0), (True, 0), (True, 90)])
+def test_collate_puts_text_patches_and_targets_where_they_belong(
+    prompts: PromptFormat, talks: list[Conversation], packed: bool, positions: int
+):
+    examples = encode_all(talks, prompts, PATCHES, 256)
+    lengths = [example.length for example in examples]
+    batch = collate(examples, [0.5, 0.25, 1.0], layout(packed=packed, positions=positions))
+    shape = (1, max(positions, sum(lengths))) if packed else (3, max(lengths))
+    assert (batch.rows, batch.positions) == shape
+    # What stands where, read back: -1 nothing, -2 a patch, else the token.
+    held = torch.full(shape, -1).flatten()
+    held[batch.text_at_N] = batch.ids_N
+    held[batch.patch_at_Q] = -2
+    starts = [sum(lengths[:row]) if packed else row * shape[1] for row in range(3)]
+    for example, start in zip(examples, starts, strict=True):
+        ids = example.ids_T.tolist()
+        extra = [-2] * PATCHES if example.conversation.image else []
+        assert held[start : start + example.length].tolist() == [ids[0], *extra, *ids[1:]]
+    assert int((held != -1).sum()) == sum(lengths)
+    # Each target is the token one position further on.
+    assert held[batch.target_at_M + 1].tolist() == batch.targets_M.tolist()
+    assert prompts.decode(batch.targets_M.tolist()).replace(" ", "") == "catadogx"
+    counts = [int(example.supervised_T.sum()) for example in examples]
+    assert batch.weight_M.tolist() == [0.5] * counts[0] + [0.25] * counts[1] + [1.0] * counts[2]
+    assert batch.source_M.tolist() == [0] * (counts[0] + counts[1]) + [1] * counts[2]
+    assert (batch.sources, batch.names) == (2, ("0", "1", "2"))
     assert batch.pixels["a"][:, 0, 0, 0].tolist() == [20.0, 10.0]
-    for row, conversation in enumerate(conversations):
-        expected = prompts.encode(conversation.turns)
-        length = len(expected.ids)
-        assert batch.ids_BT[row, :length].tolist() == expected.ids
-        assert batch.mask_BT[row].tolist() == [True] * length + [False] * (batch.ids_BT.shape[1] - length)
-        labels = [token if wanted else -100 for token, wanted in zip(expected.ids, expected.supervised, strict=True)]
-        assert batch.labels_BT[row].tolist() == labels + [-100] * (batch.ids_BT.shape[1] - length)
 
 
-def test_micro_batches_cut_without_loss_and_pad_by_themselves(prompts: PromptFormat):
-    examples = encode_all([talk(str(n), "a" * n) for n in (3, 50, 1, 40, 2)], prompts, PATCHES, 256)
-    batches = micro_batches(examples, 2, pixels)
-    assert [batch.names for batch in batches] == [["50", "40"], ["3", "2"], ["1"]]
-    assert [batch.ids_BT.shape[1] for batch in batches] == [
-        max(len(e.ids_T) for e in examples if e.conversation.name in b.names) for b in batches
+def test_packed_examples_are_documents_and_so_is_the_padding(prompts: PromptFormat, talks: list[Conversation]):
+    examples = encode_all(talks, prompts, PATCHES, 256)
+    lengths = [example.length for example in examples]
+    width = sum(lengths) + 7
+    documents = collate(examples, [1.0] * 3, layout(packed=True, positions=width)).documents
+    assert documents is not None
+    assert documents.lengths == (*lengths, 7)
+    assert documents.starts_D.tolist() == [0, lengths[0], sum(lengths[:2]), sum(lengths), width]
+    assert documents.positions_S.tolist() == [place for length in documents.lengths for place in range(length)]
+    assert documents.index_S.tolist() == [
+        number for number, length in enumerate(documents.lengths) for _ in range(length)
     ]
-    assert all(batch.pixels == {} for batch in batches)
-    whole = micro_batches(examples, 0, pixels)
-    assert [batch.names for batch in whole] == [["50", "40", "3", "2", "1"]]
+    assert documents.starts_D.dtype == documents.index_S.dtype == torch.int32
+
+
+def test_features_stand_in_for_pixels(prompts: PromptFormat, talks: list[Conversation]):
+    features = {path: torch.full((PATCHES, 3), float(n)) for n, path in enumerate(t.image for t in talks) if path}
+    batch = collate(encode_all(talks, prompts, PATCHES, 256), [1.0] * 3, layout(features=features))
+    assert (batch.pixels, batch.images) == ({}, 2)
+    assert batch.features_IPV[:, 0, 0].tolist() == [0.0, 2.0]
 
 
 def test_unreadable_image_names_file_and_conversation(prompts: PromptFormat, tmp_path: Path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     examples = encode_all([talk("mix/7", "cat", tmp_path / "bad.png")], prompts, PATCHES, 256)
     with pytest.raises(DataError, match=r"conversation mix/7: .*bad\.png"):
-        collate(examples, pixels)
+        collate(examples, [1.0], layout())
 
 
-def test_prefetch_keeps_the_order_and_fails_when_it_is_due():
-    def make(number: int) -> int:
-        if number == 3:
-            raise DataError("three")
-        return number * number
-
-    found = prefetched(iter(range(6)), make, ahead=2)
-    assert [next(found), next(found), next(found)] == [0, 1, 4]
-    with pytest.raises(DataError, match="three"):
-        next(found)
-
-
-def test_prefetch_reads_no_further_than_it_is_told():
-    taken = []
-    found = prefetched((taken.append(n) or n for n in itertools.count()), lambda n: n, ahead=2)
-    assert next(found) == 0
-    assert len(taken) == 3
-    found.close()
+def test_a_batch_moves_as_a_whole(prompts: PromptFormat, talks: list[Conversation]):
+    batch = collate(encode_all(talks, prompts, PATCHES, 256), [1.0] * 3, layout(packed=True)).to("meta")
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    tensors += [value for value in vars(batch.documents).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 10
+    assert all(tensor.is_meta for tensor in [*tensors, *batch.pixels.values()])

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rows import Rows
 from tiny_evaluation import model_spec
 
 from prism_sweeps.evaluation.answers import generate, option_scores, read_questions
-from prism_sweeps.models.vlm import Batch, build_vlm
+from prism_sweeps.models.vlm import build_vlm
 
 END = [1]
 ARCHITECTURES = {
@@ -72,19 +73,14 @@ def test_options_are_scored_as_without_a_cache(vlm, tokens):
 
 
 def test_a_batch_has_the_loss_of_its_rows_and_reaches_the_projector(vlm):
-    rows = [[0, 5, 9, 33, 1], [0, 7, 7, 8, 120, 4, 91, 1]]
-    mask_BT = torch.tensor([[True] * 5 + [False] * 3, [True] * 8])
-    ids_BT = torch.tensor([rows[0] + [0] * 3, rows[1]])
-    labels_BT = torch.where(mask_BT, ids_BT, -100)
-    labels_BT[:, :3] = -100
-    pixels = {"tiny": torch.randn(2, 3, 32, 32)}
-    batch = Batch(pixels, torch.tensor([True, True]), ids_BT, mask_BT, labels_BT, ["a", "b"])
+    ids = [[0, 5, 9, 33, 1], [0, 7, 7, 8, 120, 4, 91, 1]]
+    answers = [[False] * 3 + [True] * (len(row) - 3) for row in ids]
+    rows = Rows(ids, answers, [True, True], {"tiny": torch.randn(2, 3, 32, 32)}, vlm.vision.patches)
     vlm.train_only(["projector", "llm"])
-    loss, count = vlm.loss(batch)
+    loss, _ = vlm.loss(rows.batch())
     loss.backward()
     with torch.no_grad():
-        apart = [vlm.loss(batch.rows(slice(row, row + 1))) for row in range(2)]
+        apart = [float(vlm.loss(rows.only([row]).batch())[0]) for row in range(2)]
     vlm.train_only(())
-    assert count == sum(number for _, number in apart)
-    assert float(loss.detach()) == pytest.approx(sum(float(each) for each, _ in apart), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(sum(apart), rel=1e-4)
     assert all(bool(each.grad.abs().sum() > 0) for each in vlm.projector.parameters())

@@ -118,7 +118,7 @@ class Reference:
 def found_logits(model, pixels: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
     given = torch.tensor([ids])
     mask = torch.ones_like(given, dtype=torch.bool)
-    embeds, _, _ = model.vlm.embed(given, mask, mask[:, 0], model.vlm.image_tokens(pixels))
+    embeds, _ = model.vlm.embed(given, mask, mask[:, 0], model.vlm.image_tokens(pixels))
     return model.vlm.llm(inputs_embeds=embeds).logits[0, -1]
 
 

@@ -17,7 +17,7 @@ from prism_sweeps.config.specs import ModelSpec
 from prism_sweeps.models.language import empty_language_model
 from prism_sweeps.models.projector import build_projector
 from prism_sweeps.models.vision import VisionBackbone, build_vision
-from prism_sweeps.models.vlm import IGNORED, VLM
+from prism_sweeps.models.vlm import VLM
 from prism_sweeps.planning.cost import model_parameters
 
 # Patches and width of the towers; millions of parameters of the language models (without the embedding
@@ -98,19 +98,18 @@ def test_a_configuration_is_a_model_of_the_stated_size_and_layout(name: str) -> 
     tokens_IPD = vlm.projector(empty_features(choices["backbone"], choices["resolution"]))
     assert tokens_IPD.shape == (2, patches, llm_width)
     ids_BT = torch.zeros(2, TEXT, dtype=torch.long, device="meta")
-    embeds, mask, labels = vlm.embed(ids_BT, ids_BT == 0, torch.tensor([True, True]), tokens_IPD, ids_BT)
+    embeds, mask = vlm.embed(ids_BT, ids_BT == 0, torch.tensor([True, True]), tokens_IPD)
     assert embeds.shape == (2, TEXT + patches, llm_width)
-    assert mask.shape == labels.shape == (2, TEXT + patches)
+    assert mask.shape == (2, TEXT + patches)
 
 
-def test_patches_stand_after_bos_and_are_not_supervised() -> None:
+def test_patches_stand_after_bos() -> None:
     """The layout that the shapes above have, with values: [BOS] [patches] [text], as in prismatic-vlms."""
     cell, _ = compose_cell(["backbone=nano-clip", "resize=naive"])
     vlm = VLM(build_vision(cell.backbone, cell.resolution), torch.nn.Linear(128, 128), empty_language_model(cell.llm))
     vlm.llm.to_empty(device="cpu")
     ids_BT = torch.arange(5)[None]
     tokens_IPD = torch.full((1, 64, 128), 9.0)
-    embeds, mask, labels = vlm.embed(ids_BT, ids_BT >= 0, torch.tensor([True]), tokens_IPD, ids_BT)
-    assert labels[0].tolist() == [0, *[IGNORED] * 64, 1, 2, 3, 4]
+    embeds, mask = vlm.embed(ids_BT, ids_BT >= 0, torch.tensor([True]), tokens_IPD)
     assert bool((embeds[0, 1:65] == 9).all())
     assert bool(mask.all())

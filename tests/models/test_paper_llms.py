@@ -8,11 +8,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_sweeps.config.compose import compose_cell, design_space
+from prism_sweeps.config.flops import language_model_part
 from prism_sweeps.config.schema import LanguageModel
 from prism_sweeps.config.shapes import linear_layers
 from prism_sweeps.models.language import empty_language_model
 from prism_sweeps.models.weights import HUB_ID
-from prism_sweeps.planning.cost import _language_model
 
 PARAMETERS = {
     # Counts to the unit are those that the hub shows for the safetensors, a tied head counted once. After each: what
@@ -110,4 +110,4 @@ def test_a_block_costs_what_torch_counts(name):
     one, length = replace(llm(name), depth=1), 600
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         empty_language_model(one).base_model(inputs_embeds=torch.zeros(1, length, one.width, device="meta"))
-    assert _language_model(one, length, text=0).forward == pytest.approx(counter.get_total_flops(), rel=0.002)
+    assert language_model_part(one).forward.of(length, 0) == pytest.approx(counter.get_total_flops(), rel=0.002)

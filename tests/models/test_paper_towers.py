@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prism_sweeps.config.compose import design_space
+from prism_sweeps.config.flops import tower_part
 from prism_sweeps.config.plain import from_plain
 from prism_sweeps.config.schema import Backbone, Resolution, Tower
 from prism_sweeps.models.towers import without_memory
 from prism_sweeps.models.vision import VisionBackbone, build_vision
-from prism_sweeps.planning.cost import _tower
 
 CONF = Path(__file__).parents[2] / "conf"
 TOWERS = sorted(path.stem for path in (CONF / "tower").glob("*.yaml"))
@@ -128,9 +128,9 @@ def test_features_have_the_stated_shape_and_cost_what_the_plan_says(name, pixels
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         features_BPD = built({"t": torch.empty(1, 3, pixels, pixels, device="meta")})
     assert features_BPD.shape == (1, built.patches, tower.width)
-    planned = _tower(tower, built.patches)
+    planned = tower_part(tower, built.patches)
     assert planned.parameters == pytest.approx(parameters(built), rel=0.005)
-    assert planned.forward == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert planned.forward.of(0, 0) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 @pytest.mark.parametrize("tower_name", TOWERS)

@@ -1,15 +1,17 @@
-import errno
 from dataclasses import replace
 
 import pytest
 import torch
+from rows import Rows, random_rows
 
-from prism_sweeps.config.errors import ConfigError, StoreError
+from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Backbone, LanguageModel, Projector, Resize, Resolution, Tower
 from prism_sweeps.config.specs import ModelSpec
-from prism_sweeps.models.vlm import IGNORED, Batch, build_vlm, load_trained, save_trained
+from prism_sweeps.models.attention import use_packed_attention
+from prism_sweeps.models.vlm import build_vlm
 
 PIXELS, PATCHES, VOCABULARY = 16, 4, 300
+IGNORED = -100
 
 
 def spec(projector: str = "mlp", towers: int = 2, tied: bool = False) -> ModelSpec:
@@ -28,28 +30,20 @@ def spec(projector: str = "mlp", towers: int = 2, tied: bool = False) -> ModelSp
     )
 
 
-def batch(has_image: list[bool], lengths: list[int], seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    rows, longest = len(lengths), max(lengths)
-    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-    ids = torch.randint(2, VOCABULARY, (rows, longest), generator=generator) * mask
-    ids[:, 0] = 0
-    wanted = (torch.rand(rows, longest, generator=generator) < 0.5) & mask
-    wanted[:, 0], wanted[:, 1] = False, True
-    pixels = {f"t{i}": torch.randn(sum(has_image), 3, PIXELS, PIXELS, generator=generator) for i in range(2)}
-    labels = torch.where(wanted, ids, IGNORED)
-    return Batch(pixels, torch.tensor(has_image), ids, mask, labels, [str(row) for row in range(rows)])
+def rows(has_image: list[bool], lengths: list[int], seed: int = 0) -> Rows:
+    generator = torch.Generator().manual_seed(seed + 1)
+    images = {f"t{i}": torch.randn(sum(has_image), 3, PIXELS, PIXELS, generator=generator) for i in range(2)}
+    return random_rows(has_image, lengths, VOCABULARY, images, PATCHES, seed)
 
 
-def plain_loss(vlm, data: Batch) -> tuple[torch.Tensor, int]:
+def plain_loss(vlm, data: Rows) -> tuple[torch.Tensor, int]:
     """Row by row through transformers' own labels path, over embeddings put together by hand."""
     total, count, image = torch.tensor(0.0), 0, 0
-    for row in range(len(data.names)):
-        length = int(data.mask_BT[row].sum())
-        text = vlm.llm.get_input_embeddings()(data.ids_BT[row, :length])
-        labels = data.labels_BT[row, :length]
-        if data.has_image_B[row]:
-            features = vlm.vision({name: pixels[image : image + 1] for name, pixels in data.pixels.items()})
+    for ids, wanted, has_image in zip(data.ids, data.supervised, data.has_image, strict=True):
+        text = vlm.llm.get_input_embeddings()(torch.tensor(ids))
+        labels = torch.where(torch.tensor(wanted), torch.tensor(ids), IGNORED)
+        if has_image:
+            features = vlm.vision({name: pixels[image : image + 1] for name, pixels in data.images.items()})
             text = torch.cat([text[:1], vlm.projector(features)[0], text[1:]])
             labels = torch.cat([labels[:1], torch.full((PATCHES,), IGNORED), labels[1:]])
             image += 1
@@ -70,53 +64,95 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_loss_is_that_of_transformers_over_embeddings_put_together_by_hand(case, tied):
-    vlm, data = build_vlm(spec(tied=tied), 1), batch(*CASES[case])
-    loss, count = vlm.loss(data)
-    expected, expected_count = plain_loss(vlm, data)
-    assert count == expected_count
+    vlm, data = build_vlm(spec(tied=tied), 1), rows(*CASES[case])
+    loss, _ = vlm.loss(data.batch())
+    expected, count = plain_loss(vlm, data)
+    assert count == data.count
     assert loss.item() / count == pytest.approx(expected.item() / count, abs=1e-5)
 
 
 def test_gradients_too_are_those_of_transformers():
-    vlm, data = build_vlm(spec(), 1), batch(*CASES["mixed"])
-    vlm.loss(data)[0].backward()
-    ours = {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
-    vlm.zero_grad(set_to_none=True)
+    vlm, data = build_vlm(spec(), 1), rows(*CASES["mixed"])
+    vlm.loss(data.batch())[0].backward()
+    ours = gradients(vlm)
     plain_loss(vlm, data)[0].backward()
-    theirs = {name: p.grad for name, p in vlm.named_parameters() if p.grad is not None}
+    theirs = gradients(vlm)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4, rtol=1e-3) for name in ours)
 
 
+def gradients(vlm) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in vlm.named_parameters() if p.grad is not None}
+    vlm.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("positions", [0, 80])
+@pytest.mark.parametrize("case", CASES)
+def test_packed_rows_have_the_loss_and_the_gradients_of_padded_ones(case, positions):
+    """The positions of a packed row may be more than its examples have."""
+    vlm, data = build_vlm(spec(), 1), rows(*CASES[case])
+    padded, by_source = vlm.loss(data.batch())
+    padded.backward()
+    expected = gradients(vlm)
+    use_packed_attention(vlm.llm, "auto", torch.device("cpu"))
+    packed, by_source_packed = vlm.loss(data.batch(packed=True, positions=positions))
+    packed.backward()
+    found = gradients(vlm)
+    assert packed.item() / data.count == pytest.approx(padded.item() / data.count, abs=1e-5)
+    assert torch.allclose(by_source, by_source_packed, rtol=1e-5)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-4, rtol=1e-3) for name in found)
+
+
+def test_every_packed_example_has_the_loss_it_has_alone():
+    vlm, data = build_vlm(spec(), 1), rows(*CASES["mixed"])
+    data.sources = [str(row) for row in range(len(data.ids))]
+    alone = [vlm.loss(data.only([row]).batch())[1].item() for row in range(len(data.ids))]
+    use_packed_attention(vlm.llm, "auto", torch.device("cpu"))
+    counts = torch.tensor([sum(wanted) for wanted in data.supervised])
+    _, together = vlm.loss(data.batch(packed=True))
+    assert torch.allclose(together / counts, torch.tensor(alone) / counts, atol=1e-5)
+
+
 def test_patches_stand_after_bos_and_rows_without_image_have_none():
-    vlm, data = build_vlm(spec(), 1), batch([True, False], [3, 5])
-    tokens_IPD = vlm.image_tokens(data.pixels)
-    embeds, mask, labels = vlm.embed(data.ids_BT, data.mask_BT, data.has_image_B, tokens_IPD, data.labels_BT)
-    words = vlm.llm.get_input_embeddings()(data.ids_BT)
+    vlm, data = build_vlm(spec(), 1), rows([True, False], [3, 5])
+    tokens_IPD = vlm.image_tokens(data.images)
+    words = [vlm.llm.get_input_embeddings()(torch.tensor(ids)) for ids in data.ids]
+    embeds = vlm.lay_out(data.batch())
     assert embeds.shape == (2, 3 + PATCHES, 48)
     assert torch.equal(embeds[0, 1 : 1 + PATCHES], tokens_IPD[0])
-    assert torch.equal(embeds[0, 1 + PATCHES :], words[0, 1:3])
+    assert torch.equal(embeds[0, 1 + PATCHES :], words[0][1:3])
     assert torch.equal(embeds[1, :5], words[1])
-    assert mask.tolist() == [[True] * 7, [True] * 5 + [False] * 2]
-    assert labels[0].tolist() == [IGNORED] * (1 + PATCHES) + data.labels_BT[0, 1:3].tolist()
-    assert labels[1].tolist() == [*data.labels_BT[1].tolist(), IGNORED, IGNORED]
+    packed = vlm.lay_out(data.batch(packed=True, positions=14))
+    assert torch.equal(packed[0, : 3 + PATCHES], embeds[0])
+    assert torch.equal(packed[0, 3 + PATCHES : 12], embeds[1, :5])
+    assert not packed[0, 12:].any()
+
+
+def test_asking_and_training_put_a_row_together_alike():
+    vlm, data = build_vlm(spec(), 1), rows([True, False], [5, 5])
+    ids_BT = torch.tensor(data.ids)
+    embeds, mask = vlm.embed(ids_BT, ids_BT >= 0, torch.tensor(data.has_image), vlm.image_tokens(data.images))
+    assert mask.tolist() == [[True] * (5 + PATCHES), [True] * 5 + [False] * PATCHES]
+    assert torch.equal(vlm.lay_out(data.batch())[mask], embeds[mask])
 
 
 def test_loss_of_parts_adds_up_to_the_loss_of_the_batch():
-    vlm, data = build_vlm(spec(), 1), batch(*CASES["mixed"])
-    parts = [vlm.loss(data.rows(slice(start, start + 2))) for start in (0, 2)]
-    loss, count = vlm.loss(data)
-    assert sum(n for _, n in parts) == count
-    assert sum(part.item() for part, _ in parts) == pytest.approx(loss.item(), abs=1e-3)
-    cut = data.rows(slice(1, 3))
-    assert (cut.ids_BT.shape, cut.names, len(cut.pixels["t0"])) == ((2, 7), ["1", "2"], 1)
-    assert torch.equal(cut.pixels["t0"][0], data.pixels["t0"][0])
+    vlm, data = build_vlm(spec(), 1), rows(*CASES["mixed"])
+    data.sources = ["one", "two", "one", "two"]
+    parts = [vlm.loss(data.only([row]).batch())[0].item() for row in range(4)]
+    loss, by_source = vlm.loss(data.batch())
+    assert sum(parts) == pytest.approx(loss.item(), abs=1e-3)
+    assert by_source.tolist() == pytest.approx([parts[0] + parts[2], parts[1] + parts[3]], abs=1e-3)
+    assert vlm.loss(data.batch(weight=0.5))[0].item() == pytest.approx(loss.item() / 2)
 
 
 def test_a_batch_without_supervised_positions_has_no_loss():
-    data = batch([True], [4])
-    loss, count = build_vlm(spec(), 1).loss(Batch(**{**vars(data), "labels_BT": torch.full_like(data.ids_BT, IGNORED)}))
-    assert (loss.item(), count) == (0.0, 0)
+    data = rows([True], [4])
+    data.supervised = [[False] * 4]
+    loss, _ = build_vlm(spec(), 1).loss(data.batch())
+    assert loss.item() == 0.0
     loss.backward()
 
 
@@ -134,13 +170,13 @@ def test_a_projector_drawn_from_the_vision_width_is_the_same_for_every_seed():
 def test_only_the_named_modules_learn_and_are_in_training_mode(modules):
     vlm = build_vlm(spec(), 1)
     vlm.train_only(modules)
-    vlm.loss(batch([True, True], [6, 4]))[0].backward()
+    vlm.loss(rows([True, True], [6, 4]).batch())[0].backward()
     for name in ("vision", "projector", "llm"):
         learns = any(parameter.grad is not None for parameter in vlm.get_submodule(name).parameters())
         assert learns == vlm.get_submodule(name).training == (name in modules)
     vlm.eval()
     assert not any(module.training for module in vlm.modules())
-    assert vlm.image_tokens(batch([True], [2]).pixels).requires_grad
+    assert vlm.image_tokens(rows([True], [2]).images).requires_grad
     with pytest.raises(ConfigError, match="did you mean 'projector'"):
         vlm.train_only(["projectors"])
 
@@ -154,59 +190,3 @@ def test_the_seed_decides_the_projector_alone_and_leaves_the_generator_alone():
     assert all(torch.equal(one[name], same[name]) for name in one)
     changed = {name for name in one if not torch.equal(one[name], other[name])}
     assert changed == {name for name in one if name.startswith("projector.")}
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_trained_weights_come_back(tmp_path, tied):
-    trained, fresh, data = build_vlm(spec(tied=tied), 1), build_vlm(spec(tied=tied), 2), batch(*CASES["mixed"])
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    for _ in range(2):  # an older folder is replaced
-        save_trained(trained, tmp_path / "weights", ["vision", "projector", "llm"])
-    load_trained(fresh, tmp_path / "weights")
-    assert fresh.loss(data)[0].item() == trained.loss(data)[0].item()
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
-    assert (fresh.llm.lm_head.weight is fresh.llm.get_input_embeddings().weight) == tied
-
-
-def test_a_model_built_in_bf16_is_the_one_built_in_fp32_rounded(tmp_path):
-    whole, half = build_vlm(spec(), 3), build_vlm(spec(), 3, torch.bfloat16)
-    save_trained(whole, tmp_path / "weights", ["projector"])
-    load_trained(half, tmp_path / "weights")
-    for (name, one), (_, other) in zip(whole.named_parameters(), half.named_parameters(), strict=True):
-        assert other.dtype == torch.bfloat16, name
-        assert torch.equal(one.to(torch.bfloat16), other), name
-
-
-def test_only_the_named_modules_are_saved_and_nothing_half_written_stays(tmp_path):
-    vlm = build_vlm(spec(), 1)
-    save_trained(vlm, tmp_path / "weights", ["projector"])
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["projector.safetensors"]
-    with pytest.raises(AttributeError):
-        save_trained(vlm, tmp_path / "other", ["projector", "nothing"])
-    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tiny_disk):
-    with pytest.raises(OSError, match="No space left") as told:
-        save_trained(build_vlm(spec(), 1), tiny_disk / "weights", ["vision", "llm"])
-    assert told.value.errno == errno.ENOSPC
-    assert list(tiny_disk.iterdir()) == []
-
-
-def test_weights_that_are_missing_truncated_or_of_another_model_are_store_errors(tmp_path):
-    vlm = build_vlm(spec(), 1)
-    with pytest.raises(StoreError, match="should hold some of vision, projector, llm"):
-        load_trained(vlm, tmp_path)
-    save_trained(build_vlm(spec("linear"), 1), tmp_path / "linear", ["projector"])
-    with pytest.raises(StoreError, match="of another model"):
-        load_trained(vlm, tmp_path / "linear")
-    save_trained(build_vlm(spec(towers=1), 1), tmp_path / "narrow", ["projector"])
-    with pytest.raises(StoreError, match=r"(?s)projector\.safetensors.*size mismatch"):
-        load_trained(vlm, tmp_path / "narrow")
-    save_trained(vlm, tmp_path / "cut", ["llm"])
-    path = tmp_path / "cut" / "llm.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(StoreError, match=r"llm\.safetensors"):
-        load_trained(vlm, tmp_path / "cut")

@@ -193,12 +193,15 @@ def test_every_study_has_its_script() -> None:
 
 def test_steps_are_the_references() -> None:
     """5,198 of finetuning an epoch and 2,181 of alignment (665,298 / 128 and 558,128 / 256, the last one filled up)."""
-    from prism_sweeps.data.batching import steps_in
+    from prism_sweeps.data.order import Corpus, steps_in
+
+    def steps(examples: int, batch: int, epochs: float, limit: int | None) -> int:
+        return steps_in("grouped", Corpus(range(examples), [], []), batch, epochs, limit)
 
     chain = design_space().part("stages", "two-stage", {}).chain
-    assert steps_in(558_128, chain["align"].global_batch, chain["align"].epochs, None) == 2_181
-    assert steps_in(665_298, chain["finetune"].global_batch, 1.0, None) == 5_198
-    assert steps_in(665_298, chain["finetune"].global_batch, 2, 6_500) == 6_500
+    assert steps(558_128, chain["align"].global_batch, chain["align"].epochs, None) == 2_181
+    assert steps(665_298, chain["finetune"].global_batch, 1.0, None) == 5_198
+    assert steps(665_298, chain["finetune"].global_batch, 2, 6_500) == 6_500
 
 
 def test_an_id_is_lost_with_any_change_and_kept_with_another_seed() -> None:

@@ -6,7 +6,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from prism_sweeps.config.schema import Stage
 from prism_sweeps.models.vlm import build_vlm
-from prism_sweeps.training.optimiser import build_optimiser, schedule, set_learning_rate
+from prism_sweeps.training.optimiser import build_optimiser, parameter_groups, schedule, set_learning_rate
 
 
 class Model(nn.Module):
@@ -24,10 +24,11 @@ def groups(stage: Stage, frozen: str = "projector") -> dict[str, tuple[float, fl
     """Name of each trained parameter -> (peak, weight decay)."""
     model = Model()
     model.get_submodule(frozen).requires_grad_(False)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
     return {
         names[id(parameter)]: (group["peak"], group["weight_decay"])
-        for group in build_optimiser(model, stage).param_groups
+        for group in build_optimiser(parameter_groups(model, stage), named, stage).param_groups
         for parameter in group["params"]
     }
 
@@ -50,10 +51,9 @@ def test_weight_decay_falls_on_matrices_only():
 def test_weight_decay_reaches_every_matrix_that_is_trained_and_nothing_else(trains: list[str]):
     vlm = build_vlm(tiny.model(), 1)
     vlm.train_only(trains)
-    names = {id(parameter): name for name, parameter in vlm.named_parameters()}
     found: dict[float, set[str]] = {0.0: set(), 0.1: set()}
-    for group in build_optimiser(vlm, Stage(learning_rate=2e-5, weight_decay=0.1)).param_groups:
-        found[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
+    for group in parameter_groups(vlm, Stage(learning_rate=2e-5, weight_decay=0.1)):
+        found[group.weight_decay] |= set(group.names)
     parameters = {name: p for name, p in vlm.named_parameters() if name.partition(".")[0] in trains}
     assert found[0.1] == {name for name, parameter in parameters.items() if parameter.ndim > 1}
     assert found[0.0] == {name for name, parameter in parameters.items() if parameter.ndim == 1}
@@ -87,6 +87,7 @@ def test_every_step_moves_and_the_peak_is_reached():
 
 
 def test_all_groups_follow_the_schedule():
-    optimiser = build_optimiser(Model(), Stage(learning_rate=0.1, weight_decay=0.2, vision_learning_rate=0.01))
+    model, stage = Model(), Stage(learning_rate=0.1, weight_decay=0.2, vision_learning_rate=0.01)
+    optimiser = build_optimiser(parameter_groups(model, stage), dict(model.named_parameters()), stage)
     assert set_learning_rate(optimiser, 0.5) == pytest.approx(0.05)
     assert {round(group["lr"] / group["peak"], 6) for group in optimiser.param_groups} == {0.5}

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from prism_sweeps.config.errors import ConfigError, DataError, StoreError
 from prism_sweeps.models.vlm import build_vlm
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Store
-from prism_sweeps.training import checkpoints
-from prism_sweeps.training.loop import TrainingError
+from prism_sweeps.training import checkpoint_files
+from prism_sweeps.training.telemetry import TrainingError
 
 JOB = "a" * 16
-TIMES = ("seconds", "data_wait")
+TIMES = ("seconds", "data_wait", "tokens_per_second", "supervised_per_second", "padded_per_second", "peak_memory")
 
 
 @pytest.fixture(autouse=True)
@@ -94,18 +94,9 @@ def test_loss_of_a_step_is_the_mean_over_supervised_tokens(store: Store):
     """Against transformers' own loss of each conversation alone, weighted by its tokens."""
     spec = tiny.stage_spec(global_batch=48, max_steps=1)
     tiny.train(store, spec=spec)
-    from prism_sweeps.training.stage import build_model, feed, read_examples
-
-    vlm = build_model(spec, store).eval()
-    examples = read_examples(spec, store, tiny.ENGINE, vlm.vision.patches, tiny.quiet)
     total = count = 0.0
-    with torch.no_grad():
-        for batch in next(feed(examples, spec, 1, range(1))):
-            tokens = vlm.image_tokens(batch.pixels) if batch.pixels else None
-            embeds, mask, labels = vlm.embed(batch.ids_BT, batch.mask_BT, batch.has_image_B, tokens, batch.labels_BT)
-            supervised = int((labels[:, 1:] != -100).sum())
-            total += float(vlm.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss) * supervised
-            count += supervised
+    for supervised, loss in tiny.losses_by_transformers(spec, store):
+        total, count = total + loss * supervised, count + supervised
     row = store.job(JOB).read_metrics()[0]
     assert row["supervised_tokens"] == count
     assert row["loss"] == pytest.approx(total / count, rel=1e-5)
@@ -226,7 +217,7 @@ def wait_for(condition: Callable[[], bool], worker: multiprocessing.Process) -> 
 def test_damaged_checkpoint_costs_a_few_steps(undisturbed: JobRecord, store: Store, caplog: pytest.LogCaptureFixture):
     with pytest.raises(Interrupted):
         tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0), stop=stop_at(6))
-    newest = checkpoints.numbered(store.job(JOB).checkpoints)[0] / "tensors.safetensors"
+    newest = next(checkpoint_files.numbered(store.job(JOB).checkpoints)[0].glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:1000])
     tiny.train(store)
     assert "is damaged" in caplog.text
@@ -238,11 +229,11 @@ def test_full_disk_fails_and_resumes(undisturbed: JobRecord, store: Store, monke
     with pytest.raises(Interrupted):
         tiny.train(store, stop=stop_at(4))
 
-    def fail(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_tensors", fail)
+        patch.setattr(checkpoint_files, "save_file", fail)
         with pytest.raises(StoreError, match=r"the disk is full.*step-00000004, is kept"):
             tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
     tiny.train(store)
@@ -271,7 +262,7 @@ def test_unreadable_image_names_its_conversation_and_keeps_the_checkpoint(undist
     image.write_bytes(whole[:40])
     with pytest.raises(DataError, match=rf"conversation tiny/{LATE}: .*{LATE}\.png"):
         tiny.train(store, engine=replace(tiny.ENGINE, checkpoint_seconds=0.0))
-    assert checkpoints.load_newest(store.job(JOB).checkpoints)[0].step >= 1
+    assert checkpoint_files.numbered(store.job(JOB).checkpoints)
     image.write_bytes(whole)
     tiny.train(store)
     assert same_bits(store.job(JOB), undisturbed)
@@ -298,4 +289,4 @@ def test_bf16_trains(store: Store):
     result = tiny.train(store, spec=tiny.stage_spec(precision="bf16"))
     rows = store.job(JOB).read_metrics()
     assert result["loss"] < rows[0]["loss"]
-    assert all(tensor.dtype == torch.float32 for tensor in weights(store.job(JOB)).values())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights(store.job(JOB)).values())

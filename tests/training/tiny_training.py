@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from prism_sweeps.config.schema import (
@@ -21,8 +23,10 @@ from prism_sweeps.config.schema import (
     Tower,
 )
 from prism_sweeps.config.specs import ModelSpec, StageSpec
+from prism_sweeps.models.resize import image_transform, load_image
 from prism_sweeps.tracking.records import Store
-from prism_sweeps.training.stage import train_stage
+from prism_sweeps.training.corpus import read_corpus
+from prism_sweeps.training.stage import build_model, train_stage
 
 ENGINE = Engine(name="test", device="cpu", checkpoint_seconds=1e9)
 
@@ -108,6 +112,24 @@ def train(store: Store, name: str = "a" * 16, spec: StageSpec | None = None, eng
     record = store.job(name)
     record.path.mkdir(parents=True, exist_ok=True)
     return train_stage(spec or stage_spec(), record, store, engine, quiet, stop or never)
+
+
+def losses_by_transformers(spec: StageSpec, store: Store) -> Iterator[tuple[int, float]]:
+    """Of each conversation alone: its supervised tokens and the mean loss over them, as transformers computes it."""
+    vlm = build_model(spec, store).eval()
+    transform = image_transform(spec.model.backbone, spec.model.resolution, spec.model.resize)
+    for example in read_corpus(spec, store, ENGINE, quiet).trained:
+        ids_1T = torch.from_numpy(example.ids_T).long()[None]
+        labels_1T = torch.where(torch.from_numpy(example.supervised_T), ids_1T, -100)
+        embeds = vlm.llm.get_input_embeddings()(ids_1T)
+        if example.conversation.image is not None:
+            pixels = transform(load_image(example.conversation.image))
+            tokens = vlm.image_tokens({name: tensor[None] for name, tensor in pixels.items()})
+            embeds = torch.cat([embeds[:, :1], tokens, embeds[:, 1:]], dim=1)
+            blank = torch.full((1, tokens.shape[1]), -100)
+            labels_1T = torch.cat([labels_1T[:, :1], blank, labels_1T[:, 1:]], dim=1)
+        with torch.no_grad():
+            yield int(example.supervised_T.sum()), float(vlm.llm(inputs_embeds=embeds, labels=labels_1T).loss)
 
 
 def quiet(done: int, total: int, note: str) -> None:

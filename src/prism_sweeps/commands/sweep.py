@@ -68,5 +68,5 @@ def closing(plan: Plan, outcome: Outcome, tracked: str | None) -> list[str]:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """130 interrupted, 1 when a job failed, else 0."""
-    return 130 if outcome.interrupted else int(bool(outcome.failed))
+    """130 interrupted by the user, 75 by a scheduler (start it again), 1 when a job failed, else 0."""
+    return outcome.stopped_with if outcome.interrupted else int(bool(outcome.failed))

@@ -10,8 +10,8 @@ from prism_sweeps.commands.output import console, label, print_json, table
 from prism_sweeps.commands.status import status
 from prism_sweeps.commands.sweep import exit_code
 from prism_sweeps.config.specs import EvaluationSpec, Job
-from prism_sweeps.launching.foreground import run_here
 from prism_sweeps.launching.progress import display_for
+from prism_sweeps.launching.together import run_together
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.records import Store
 
@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> int:
 def run_cell(plan: Plan, store: Store, jobs: Mapping[str, Job], as_json: bool) -> int:
     """Keeps the one-cell plan, runs these of its jobs, and prints what came out."""
     store.study(plan.study).write_plan(plan.to_plain())
-    outcome = run_here(jobs, store, plan.engine, display_for())
+    outcome = run_together(jobs, store, plan.engine, display_for())
     if as_json:
         print_json(status(store, plan))
     else:

@@ -287,7 +287,7 @@ class Engine:
     micro_batch: int = local(0)
     """Examples per forward pass of a process; 0 is its whole share of the global batch."""
     row_tokens: int = local(0)
-    """Positions per forward pass where examples are packed; 0 is the language model's context."""
+    """Positions per forward pass where examples are packed; 0 is 4096, or more where an example is longer."""
     eval_batch: int = local(64)
     sharding: str = local("full")
     """Of several processes. full: weights are gathered for forward and again for backward. grad-only: once, and kept.

@@ -1,17 +1,15 @@
-"""From conversations to batches, in an order that depends on the data, the seed and the batch size alone.
+"""From conversations to examples, and from examples to the batch of one forward pass.
 
-Shapes: B rows, I rows with an image, T padded length in tokens (BOS first, patches not counted), C H W an image.
+Shapes: T tokens of an example (BOS first, patches not counted), P patches, N tokens of a batch, Q patches of a batch,
+M its targets, I its images, S positions of a row, D documents in one, C H W an image, V channels of its features.
 """
 
 from __future__ import annotations
 
-import math
-import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,17 +18,11 @@ from torch import Tensor
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.data.conversations import Conversation
+from prism_sweeps.models.batch import Batch, Documents
 from prism_sweeps.models.prompts import PromptFormat
 from prism_sweeps.models.resize import load_image
-from prism_sweeps.models.vlm import IGNORED, Batch
-
-GROUP = 16
-"""Global batches that are sorted by length together, at most; small data are cut into at least so many groups:"""
-GROUPS = 8
 
 Transform = Callable[[Image.Image], dict[str, Tensor]]
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,88 +73,97 @@ def encode(
     room = context - extra if max_text is None else min(context - extra, max_text)
     ids_T = np.asarray(encoded.ids[:room], dtype=np.int32)
     supervised_T = np.asarray(encoded.supervised[:room], dtype=bool)
+    supervised_T[0] = False  # nothing stands before BOS that could predict it
     return Example(conversation, ids_T, supervised_T, len(ids_T) + extra)
-
-
-# ---- order
-
-
-def steps_in(examples: int, global_batch: int, epochs: float, max_steps: int | None) -> int:
-    """Optimiser steps of `epochs` passes over `examples`, the last one filled up, cut at `max_steps`; at least 1."""
-    # Rounding first: 1.1 epochs of 1000 are 1100 examples, not 1100.0000000000002.
-    steps = max(1, math.ceil(round(examples * epochs) / global_batch))
-    return steps if max_steps is None else min(steps, max_steps)
-
-
-def batch_stream(lengths: Sequence[int], global_batch: int, seed: int) -> Iterator[list[int]]:
-    """Endless global batches of indices into `lengths`: each epoch a fresh permutation, every batch full.
-
-    What an epoch leaves over begins the next one's first batch, so no example is dropped, or repeated before all were
-    seen. The rest of an epoch is sorted by length within groups of up to 16 batches (little padding, as with HF's
-    `group_by_length`), and its batches are then shuffled, so that length says nothing about time.
-    """
-    carried: list[int] = []
-    epoch = 0
-    while True:
-        # Python's generator, because its sequence for a seed is the same in every version; numpy's need not be.
-        generator = random.Random(f"{seed}/{epoch}")
-        order = list(range(len(lengths)))
-        generator.shuffle(order)
-        if carried:
-            missing = global_batch - len(carried)
-            carried, order = carried + order[:missing], order[missing:]
-            if len(carried) == global_batch:
-                yield carried
-                carried = []
-        full = len(order) // global_batch * global_batch
-        batches = grouped_by_length(order[:full], lengths, global_batch)
-        generator.shuffle(batches)
-        yield from batches
-        carried += order[full:]
-        epoch += 1
-
-
-def grouped_by_length(order: list[int], lengths: Sequence[int], global_batch: int) -> list[list[int]]:
-    """`order` cut into batches of `global_batch` of about equal length, the longest example of a group first."""
-    # Few groups would make every epoch's batches the same ones: those of one sorted list.
-    size = global_batch * max(1, min(GROUP, len(order) // (global_batch * GROUPS)))
-    groups = [sorted(order[at : at + size], key=lambda i: -lengths[i]) for at in range(0, len(order), size)]
-    return [group[at : at + global_batch] for group in groups for at in range(0, len(group), global_batch)]
 
 
 # ---- examples -> batches
 
 
-def micro_batches(examples: Sequence[Example], size: int, transform: Transform) -> list[Batch]:
-    """One step's `examples` as batches of at most `size` (0: all in one), longest first, each padded by itself.
+@dataclass(frozen=True)
+class Layout:
+    """How the examples of one forward pass become a batch."""
 
-    Raises DataError naming the conversation whose image cannot be read.
+    transform: Transform
+    patches: int
+    """Of an image."""
+    sources: tuple[str, ...]
+    """The stage's data sources; their places here are their numbers."""
+    packed: bool = False
+    """End to end in one row, instead of one a row."""
+    positions: int = 0
+    """Of a packed row, padding included; 0: as many as its examples have."""
+    features: Mapping[Path, Tensor] | None = None
+    """features_PV of an image, where they stand in for its pixels."""
+
+
+def collate(examples: Sequence[Example], weights: Sequence[float], layout: Layout) -> Batch:
+    """Text, images and targets of `examples`, each of whose supervised tokens has its weight in the loss.
+
+    Raises DataError for an image that cannot be read.
     """
-    ordered = sorted(examples, key=lambda example: -example.length)
-    size = size or len(ordered)
-    return [collate(ordered[at : at + size], transform) for at in range(0, len(ordered), size)]
-
-
-def collate(examples: Sequence[Example], transform: Transform) -> Batch:
-    """Right-padded tokens and the images of the rows that have one. Raises DataError for an unreadable image."""
-    longest = max(len(example.ids_T) for example in examples)
-    ids_BT = torch.zeros(len(examples), longest, dtype=torch.long)
-    labels_BT = torch.full_like(ids_BT, IGNORED)
-    mask_BT = torch.zeros(len(examples), longest, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids_T = torch.from_numpy(example.ids_T).long()
-        ids_BT[row, : len(ids_T)] = ids_T
-        mask_BT[row, : len(ids_T)] = True
-        labels_BT[row, : len(ids_T)] = ids_T.where(torch.from_numpy(example.supervised_T), IGNORED)
-    images = [pixels_of(example.conversation, transform) for example in examples if example.conversation.image]
-    return Batch(
-        pixels={tower: torch.stack([image[tower] for image in images]) for tower in (images[0] if images else {})},
-        has_image_B=torch.tensor([example.conversation.image is not None for example in examples]),
-        ids_BT=ids_BT,
-        mask_BT=mask_BT,
-        labels_BT=labels_BT,
-        names=[example.conversation.name for example in examples],
+    lengths = [example.length for example in examples]
+    width = max(layout.positions, sum(lengths)) if layout.packed else max(lengths)
+    starts = (
+        list(accumulate(lengths[:-1], initial=0)) if layout.packed else [row * width for row in range(len(lengths))]
     )
+    places = [place(example, start, layout.patches) for example, start in zip(examples, starts, strict=True)]
+    text_at = [where_T for where_T, _ in places]
+    wanted = [example.supervised_T for example in examples]
+    kinds = [layout.sources.index(example.conversation.source) for example in examples]
+    counts = np.array([int(wanted_T.sum()) for wanted_T in wanted])
+    pixels, features = images_of(examples, layout)
+    return Batch(
+        rows=1 if layout.packed else len(examples),
+        positions=width,
+        ids_N=whole_numbers([example.ids_T for example in examples]),
+        text_at_N=whole_numbers(text_at),
+        patch_at_Q=whole_numbers([where_P for _, where_P in places]),
+        # what is predicted stands one position further on
+        target_at_M=whole_numbers([at[on] - 1 for at, on in zip(text_at, wanted, strict=True)]),
+        targets_M=whole_numbers([example.ids_T[on] for example, on in zip(examples, wanted, strict=True)]),
+        weight_M=torch.from_numpy(np.repeat(np.asarray(weights, dtype=np.float32), counts)),
+        source_M=torch.from_numpy(np.repeat(np.asarray(kinds, dtype=np.int64), counts)),
+        sources=len(layout.sources),
+        names=tuple(example.conversation.name for example in examples),
+        pixels=pixels,
+        features_IPV=features,
+        documents=documents_of(lengths, width) if layout.packed else None,
+    )
+
+
+def place(example: Example, start: int, patches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the text and the patches of an example stand that begins at position `start`."""
+    extra = 0 if example.conversation.image is None else patches
+    text_T = np.arange(start, start + len(example.ids_T))
+    text_T[1:] += extra
+    return text_T, np.arange(start + 1, start + 1 + extra)
+
+
+def whole_numbers(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def documents_of(lengths: Sequence[int], width: int) -> Documents:
+    """Examples of these lengths end to end, and what is left of `width` as the last document."""
+    every = [*lengths, width - sum(lengths)] if width > sum(lengths) else list(lengths)
+    return Documents(
+        lengths=tuple(every),
+        starts_D=torch.tensor([0, *accumulate(every)], dtype=torch.int32),
+        positions_S=torch.cat([torch.arange(length) for length in every]),
+        index_S=torch.repeat_interleave(torch.arange(len(every), dtype=torch.int32), torch.tensor(every)),
+    )
+
+
+def images_of(examples: Sequence[Example], layout: Layout) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The images of `examples`, as pixels_ICHW by tower or as features_IPV."""
+    shown = [example.conversation for example in examples if example.conversation.image is not None]
+    if not shown:
+        return {}, None
+    if layout.features is not None:
+        return {}, torch.stack([layout.features[image] for image in (talk.image for talk in shown) if image])
+    images = [pixels_of(conversation, layout.transform) for conversation in shown]
+    return {tower: torch.stack([image[tower] for image in images]) for tower in images[0]}, None
 
 
 def pixels_of(conversation: Conversation, transform: Transform) -> dict[str, Tensor]:
@@ -172,22 +173,3 @@ def pixels_of(conversation: Conversation, transform: Transform) -> dict[str, Ten
         return transform(load_image(conversation.image))
     except DataError as error:
         raise DataError(f"conversation {conversation.name}: {error}") from error
-
-
-def prefetched(items: Iterable[Item], make: Callable[[Item], Made], ahead: int = 2) -> Iterator[Made]:
-    """`make(item)` for each item, in order, computed by one thread up to `ahead` items early.
-
-    What `make` raises is raised when its item is due, not before: work done until then is kept.
-    """
-    waiting: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

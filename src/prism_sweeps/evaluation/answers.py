@@ -101,7 +101,7 @@ def log_likelihood_of_rest(vlm: VLM, prefix: Prefix, column: Sequence[Tokens]) -
 def read_questions(vlm: VLM, tokens_BPD: Tensor, questions: Sequence[Tokens]) -> Prefix:
     """Run the language model over [BOS] [patches] [text] of every question."""
     ids_BT, mask_BT = padded(questions, tokens_BPD.device)
-    embeds_BSD, mask_BS, _ = vlm.embed(ids_BT, mask_BT, mask_BT[:, 0], tokens_BPD)
+    embeds_BSD, mask_BS = vlm.embed(ids_BT, mask_BT, mask_BT[:, 0], tokens_BPD)
     embeds_BSD, mask_BS = padded_on_the_left(embeds_BSD, mask_BS)
     # Told of a sliding window the cache would forget what is outside it, and could not go back to the prefix; the masks
     # keep the window without it.

@@ -36,7 +36,8 @@ def run_here(jobs: Mapping[str, Job], store: Store, engine: Engine, display: Dis
                 if schedule.status[job.fingerprint] == "waiting" and not requests.count:
                     run_one(job, schedule, store, engine, display, requests, run, errors)
                     display.overall(len(schedule.names("done")), None)
-    return Outcome(schedule.names("done"), errors, schedule.names("skipped"), schedule.names("waiting"))
+    left = schedule.names("waiting")
+    return Outcome(schedule.names("done"), errors, schedule.names("skipped"), left, requests.exit_code)
 
 
 def run_one(

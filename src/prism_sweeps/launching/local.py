@@ -35,6 +35,8 @@ class Outcome:
     """Jobs that need a failed one."""
     left: list[str]
     """Not ended: the sweep was interrupted."""
+    stopped_with: int = 130
+    """Exit code that tells by whom."""
 
     @property
     def interrupted(self) -> bool:
@@ -70,7 +72,7 @@ def run_jobs(
             sweep = Sweep(schedule, pool, store, display, requests)
             sweep.run()
     left = schedule.names("waiting", "running", "busy")
-    return Outcome(schedule.names("done"), sweep.errors, schedule.names("skipped"), left)
+    return Outcome(schedule.names("done"), sweep.errors, schedule.names("skipped"), left, requests.exit_code)
 
 
 def datasets(jobs: Mapping[str, Job]) -> list[str]:

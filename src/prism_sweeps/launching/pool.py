@@ -122,27 +122,44 @@ def ignoring(*signals: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+REQUEUE = 75
+"""Exit code of a process that was told to make room and may be started again (EX_TEMPFAIL of sysexits.h)."""
+MAKE_ROOM = (signal.SIGTERM, signal.SIGUSR2)
+"""What schedulers send before a time limit or a preemption, often one after the other."""
+
+
 @dataclass
 class StopRequests:
-    """How often the user has asked to stop (Ctrl-C, SIGTERM, a closed terminal); the second time means at once."""
+    """Whether somebody has asked to stop: the user (Ctrl-C, a closed terminal; the second time means at once), or a
+    scheduler (SIGTERM, SIGUSR2; however often)."""
 
     count: int = 0
+    by_scheduler: bool = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number in MAKE_ROOM:
+            self.by_scheduler = True
+            self.count = self.count or 1
+            return
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
 
+    @property
+    def exit_code(self) -> int:
+        """Of a process that stopped because of them."""
+        return REQUEUE if self.by_scheduler else 130
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Counts a first request to stop instead of dying of it; a second one raises KeyboardInterrupt.
+    """Counts a first request to stop instead of dying of it; a second one of the user's raises KeyboardInterrupt.
 
     A signal that was ignored (nohup) stays so.
     """
     requests = StopRequests()
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, *MAKE_ROOM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, requests)
     try:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
+import logging
 import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.config.schema import Engine
-from prism_sweeps.config.specs import Job
+from prism_sweeps.config.specs import Job, StageSpec
+from prism_sweeps.planning.estimates import measured_row
+from prism_sweeps.tracking import throughput
 from prism_sweeps.tracking.files import explained
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
+
+if TYPE_CHECKING:  # imports torch
+    from prism_sweeps.training.world import World
+
+LOG = logging.getLogger(__name__)
 
 Run = Callable[[Job, Store, Engine, Report, Callable[[], bool]], dict[str, Any]]
 """Runs one job: (job, store, engine, report, stop) -> result."""
@@ -28,8 +37,17 @@ WORK = {
 """Kind of job -> module and function that does it, imported when first needed because they import torch."""
 
 
-def run_job(job: Job, store: Store, engine: Engine, report: Report, stop: Callable[[], bool]) -> dict[str, Any]:
+def run_job(
+    job: Job,
+    store: Store,
+    engine: Engine,
+    report: Report,
+    stop: Callable[[], bool],
+    world: World | None = None,
+) -> dict[str, Any]:
     """The job's result: found in its record when it is done, worked out otherwise.
+
+    In a `world` of several processes this is the first, and a training job is told to the others, which wait for it.
 
     Raises JobBusy when another process is at it, Interrupted when `stop()` asked for it (the next attempt goes on from
     the checkpoint), and whatever the work raises, after writing it to the record and the log.
@@ -45,6 +63,9 @@ def run_job(job: Job, store: Store, engine: Engine, report: Report, stop: Callab
         note(record, f"attempt {record.state()['attempts']} of {job.title}")
         try:
             work = work_of(job)
+            if world is not None and job.kind == "train":
+                work = functools.partial(work, world=world)
+                world.told_by_first(job.fingerprint)
             with imports_set_aside():
                 result = work(job.spec, record, store, engine, report, stop)
         except (Interrupted, KeyboardInterrupt):
@@ -53,11 +74,21 @@ def run_job(job: Job, store: Store, engine: Engine, report: Report, stop: Callab
             raise
         except BaseException as error:
             note(record, traceback.format_exc().rstrip())
-            record.fail(describe(error))
+            record.fail(record.failure_of_others() or describe(error))
             raise
         record.finish(result)
         note(record, "done")
+        if isinstance(job.spec, StageSpec):
+            remember_speed(job.spec, store, engine, result)
     return result
+
+
+def remember_speed(spec: StageSpec, store: Store, engine: Engine, result: Mapping[str, Any]) -> None:
+    """Adds to what plans estimate by. A store without room for that is no reason to fail a job that is done."""
+    try:
+        throughput.add(store.root, measured_row(spec, engine, result))
+    except StoreError as error:
+        LOG.warning("the speed of this job will not be known to later plans: %s", error)
 
 
 def work_of(job: Job) -> Callable[..., dict[str, Any]]:

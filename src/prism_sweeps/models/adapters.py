@@ -1,10 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a language model, by peft: put in, trained, and merged again."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on a language model, by peft: put in, trained, and merged again.
+
+Shapes: I inputs and O outputs of a linear layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from prism_sweeps.config.errors import ConfigError, nearest
@@ -56,6 +60,18 @@ def merge_adapters(llm: PreTrainedModel) -> None:
 
     adapted = {name: module for name, module in llm.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in adapted.items():
-        layer.merge()
-        llm.set_submodule(name, layer.get_base_layer())
+        base = layer.get_base_layer()
+        for adapter in layer.active_adapters:
+            base.weight.data += spread_as(layer.get_delta_weight(adapter).detach(), base.weight)
+        llm.set_submodule(name, base)
     del llm.peft_config
+
+
+def spread_as(delta_OI: Tensor, weight_OI: Tensor) -> Tensor:
+    """`delta_OI` in the type of `weight_OI`, and over the same processes where they share either."""
+    delta_OI = delta_OI.to(weight_OI.dtype)
+    if isinstance(weight_OI, DTensor):
+        if isinstance(delta_OI, DTensor):
+            return delta_OI.redistribute(weight_OI.device_mesh, weight_OI.placements)
+        return distribute_tensor(delta_OI, weight_OI.device_mesh, weight_OI.placements, src_data_rank=None)
+    return delta_OI.full_tensor() if isinstance(delta_OI, DTensor) else delta_OI

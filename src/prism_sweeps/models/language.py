@@ -49,8 +49,8 @@ CHAT = (
 )
 
 
-def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal LM in `dtype`, on the CPU, with SDPA attention where it has that.
+def load_language_model(llm: LanguageModel, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
+    """The causal LM in `dtype` (None: that of its files), on the CPU, with SDPA attention where it has that.
 
     The model is built without memory and its tensors are mapped from the files: in the dtype of the files nothing is
     copied, in another one tensor at a time is converted (benchmarks/loading.py measures it). `random:SEED` has random
@@ -60,7 +60,8 @@ def load_language_model(llm: LanguageModel, dtype: torch.dtype = torch.float32) 
     place = _place(llm)
     if isinstance(place, int):
         with private_seed(place):
-            return AutoModelForCausalLM.from_config(language_config(llm), dtype=torch.float32).to(dtype)
+            model = AutoModelForCausalLM.from_config(language_config(llm), dtype=torch.float32)
+            return model.to(dtype or torch.float32)
     folder = place if isinstance(place, Path) else _snapshot(llm)
     _check_config(llm, folder)
     model, report = _read(llm, folder, dtype)
@@ -161,7 +162,7 @@ def _snapshot(llm: LanguageModel) -> Path:
     return folder
 
 
-def _read(llm: LanguageModel, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _read(llm: LanguageModel, folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedModel, dict[str, Any]]:
     bars = logging.is_progress_bar_enabled()
     if llm.weights.startswith("zoo:"):
         logging.disable_progress_bar()  # loaded before one could be read
@@ -171,7 +172,7 @@ def _read(llm: LanguageModel, folder: Path, dtype: torch.dtype) -> tuple[PreTrai
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=dtype or "auto",
             use_safetensors=not pickled,
             weights_only=True,
             ignore_mismatched_sizes=True,

@@ -36,6 +36,10 @@ class PatchTower(nn.Module):
         """The parameters of each block that runs, in the order they run."""
         raise NotImplementedError
 
+    def layers(self) -> list[nn.Module]:
+        """The modules that these blocks are; [] where a block is no module of its own."""
+        return []
+
     def last_blocks(self, n: int) -> list[nn.Parameter]:
         """The parameters of the last `n` blocks that run. Raises ConfigError when fewer do."""
         blocks = self.blocks()
@@ -64,7 +68,10 @@ class TimmTower(PatchTower):
         return self.trunk.forward_features(pixels_BCHW)[:, self.shape["prefix_tokens"] :]
 
     def blocks(self) -> list[list[nn.Parameter]]:
-        return [list(block.parameters()) for block in self.trunk.blocks]
+        return [list(block.parameters()) for block in self.layers()]
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.trunk.blocks)
 
 
 class OpenClipTower(PatchTower):
@@ -89,7 +96,10 @@ class OpenClipTower(PatchTower):
         return out["image_intermediates"][0]
 
     def blocks(self) -> list[list[nn.Parameter]]:
-        return [list(block.parameters()) for block in self.trunk.transformer.resblocks]
+        return [list(block.parameters()) for block in self.layers()]
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.trunk.transformer.resblocks)
 
 
 class ConvTower(PatchTower):

@@ -35,10 +35,11 @@ POSITIONS = ("pos_embed", "positional_embedding")
 class VisionBackbone(nn.Module):
     """One tower, or several whose features stand side by side on the channel dimension, in the config's order."""
 
-    def __init__(self, towers: dict[str, PatchTower], patches: int) -> None:
+    def __init__(self, towers: dict[str, PatchTower], patches: int, pixels: int) -> None:
         super().__init__()
         self.towers = nn.ModuleDict(towers)
         self.patches = patches
+        self.pixels = pixels
         self.width: int = sum(tower.shape["width"] for tower in towers.values())
 
     def forward(self, pixels: dict[str, Tensor]) -> Tensor:
@@ -74,7 +75,7 @@ def build_vision(backbone: Backbone, resolution: Resolution, empty: bool = False
         raise ConfigError(
             f"towers of backbone '{backbone.name}' give different numbers of patches at {pixels} px: {counts}"
         )
-    return VisionBackbone(towers, next(iter(counts.values())))
+    return VisionBackbone(towers, next(iter(counts.values())), pixels)
 
 
 def build_tower(tower: Tower, pixels: int, owner: str, empty: bool = False) -> PatchTower:

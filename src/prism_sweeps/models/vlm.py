@@ -1,70 +1,27 @@
 """The vision-language model: patch features, projected, stand after BOS in the language model's input.
 
-Shapes: B rows, I rows that have an image, T text positions, S positions with patches, P patches, V channels of the
-vision features, D channels of the language model, N supervised positions.
+Shapes: B rows, I images, T text positions, S positions with patches, P patches, N text tokens of a batch, M supervised
+positions, V channels of the vision features, D channels of the language model, K data sources.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prism_sweeps.config.errors import ConfigError, StoreError, nearest
+from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import MODULES
 from prism_sweeps.config.specs import ModelSpec
+from prism_sweeps.models.batch import Batch
 from prism_sweeps.models.language import load_language_model
+from prism_sweeps.models.losses import by_source, supervised_loss
 from prism_sweeps.models.projector import build_projector, projector_seed
 from prism_sweeps.models.vision import VisionBackbone, build_vision
-from prism_sweeps.models.weights import private_seed, write_tensors
-
-IGNORED = -100
-"""The label of a position without a target (torch's and transformers' convention)."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of text, some with an image."""
-
-    pixels: dict[str, Tensor]
-    """Tower -> pixels_ICHW of the rows that have an image, in row order."""
-    has_image_B: Tensor
-    ids_BT: Tensor
-    """BOS first, padded on the right."""
-    mask_BT: Tensor
-    labels_BT: Tensor
-    """The id itself where it is supervised, else IGNORED."""
-    names: list[str]
-
-    def to(self, device: torch.device | str) -> Batch:
-        moved = {name: getattr(self, name).to(device) for name in ("has_image_B", "ids_BT", "mask_BT", "labels_BT")}
-        return replace(self, pixels={name: pixels.to(device) for name, pixels in self.pixels.items()}, **moved)
-
-    def rows(self, rows: slice) -> Batch:
-        """Consecutive rows with their images, text cut to the longest of them."""
-        if rows.step not in (None, 1):
-            raise ValueError(f"rows of a batch are taken one after another, not with step {rows.step}")
-        start, stop, _ = rows.indices(len(self.names))
-        first = int(self.has_image_B[:start].sum())
-        images = slice(first, first + int(self.has_image_B[start:stop].sum()))
-        longest = int(self.mask_BT[start:stop].sum(dim=1).max()) if stop > start else 0
-        return Batch(
-            pixels={name: pixels[images] for name, pixels in self.pixels.items()},
-            has_image_B=self.has_image_B[start:stop],
-            ids_BT=self.ids_BT[start:stop, :longest],
-            mask_BT=self.mask_BT[start:stop, :longest],
-            labels_BT=self.labels_BT[start:stop, :longest],
-            names=self.names[start:stop],
-        )
+from prism_sweeps.models.weights import private_seed
 
 
 class VLM(nn.Module):
@@ -76,6 +33,8 @@ class VLM(nn.Module):
         self.projector = projector
         self.llm = llm
         self.trained: tuple[str, ...] = MODULES
+        self.sharded = False
+        """Whether its weights are spread over processes, which then all have to run all of it."""
 
     def train_only(self, modules: Sequence[str], vision_blocks: int | None = None) -> None:
         """Train these of vision, projector and llm, and freeze the rest.
@@ -104,26 +63,22 @@ class VLM(nn.Module):
 
     def image_tokens(self, pixels: dict[str, Tensor]) -> Tensor:
         """Tower -> pixels_ICHW to tokens_IPD in the language model's width."""
+        dtype = next(self.vision.parameters()).dtype
         with torch.set_grad_enabled(torch.is_grad_enabled() and "vision" in self.trained):
-            features_IPV = self.vision(pixels)
-        return self.projector(features_IPV)
+            features_IPV = self.vision({name: tower_ICHW.to(dtype) for name, tower_ICHW in pixels.items()})
+        return self.projector(features_IPV.to(next(self.projector.parameters()).dtype))
 
     def embed(
-        self,
-        ids_BT: Tensor,
-        mask_BT: Tensor,
-        has_image_B: Tensor,
-        tokens_IPD: Tensor | None,
-        labels_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows of [BOS] [patches] [text], padded on the right to the longest: embeds_BSD, mask_BS, labels_BS.
+        self, ids_BT: Tensor, mask_BT: Tensor, has_image_B: Tensor, tokens_IPD: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of [BOS] [patches] [text], padded on the right to the longest: embeds_BSD, mask_BS.
 
         Rows without an image have no patches. `tokens_IPD` are those of `image_tokens` for the rows that have one, and
-        may be None if none has; `labels_BT` None gives None.
+        may be None if none has.
         """
         text_BTD = self.llm.get_input_embeddings()(ids_BT)
         if tokens_IPD is None or not len(tokens_IPD):
-            return text_BTD, mask_BT, labels_BT
+            return text_BTD, mask_BT
         patches, count = tokens_IPD.shape[1], len(ids_BT)
         tokens_IPD = tokens_IPD.to(text_BTD.dtype)
         if len(tokens_IPD) == count:
@@ -133,91 +88,74 @@ class VLM(nn.Module):
             tokens_BPD = tokens_IPD[rank_B]
         embeds = _after_bos(text_BTD, tokens_BPD)
         mask = _after_bos(mask_BT, mask_BT.new_ones(count, patches))
-        labels = None if labels_BT is None else _after_bos(labels_BT, labels_BT.new_full((count, patches), IGNORED))
         if len(tokens_IPD) < count:
             lone_B = ~has_image_B
             embeds = _without_patches(embeds, text_BTD, lone_B, 0)
             mask = _without_patches(mask, mask_BT, lone_B, False)
-            labels = None if labels_BT is None else _without_patches(labels, labels_BT, lone_B, IGNORED)
             longest = int(mask.sum(dim=1).max())
             embeds, mask = embeds[:, :longest], mask[:, :longest]
-            labels = None if labels is None else labels[:, :longest]
-        return embeds, mask, labels
+        return embeds, mask
 
-    def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed cross entropy (nats, fp32) over the supervised positions, and how many there are.
+    def lay_out(self, batch: Batch) -> Tensor:
+        """The language model's input, embeds_BSD: text and patches where `batch` has them, zeros elsewhere."""
+        text_ND = self.llm.get_input_embeddings()(batch.ids_N)
+        flat_AD = text_ND.new_zeros(batch.rows * batch.positions, text_ND.shape[1])
+        flat_AD.index_copy_(0, batch.text_at_N, text_ND)
+        if batch.images:
+            flat_AD.index_copy_(0, batch.patch_at_Q, self.seen(batch).flatten(0, 1).to(text_ND.dtype))
+        elif self.sharded:
+            # All ranks have to gather the same weights and reduce the same gradients, also those without an image.
+            flat_AD = flat_AD + 0.0 * self.blank_tokens(text_ND.device).sum()
+        return flat_AD.unflatten(0, (batch.rows, batch.positions))
+
+    def seen(self, batch: Batch) -> Tensor:
+        """tokens_IPD of the images of `batch`, which may bring their features."""
+        if batch.features_IPV is None:
+            return self.image_tokens(batch.pixels)
+        return self.projector(batch.features_IPV.to(next(self.projector.parameters()).dtype))
+
+    def blank_tokens(self, device: torch.device) -> Tensor:
+        """tokens_IPD of one black image."""
+        if "vision" in self.trained:
+            blank_ICHW = torch.zeros(1, 3, self.vision.pixels, self.vision.pixels, device=device)
+            return self.image_tokens(dict.fromkeys(self.vision.towers, blank_ICHW))
+        dtype = next(self.projector.parameters()).dtype
+        return self.projector(torch.zeros(1, self.vision.patches, self.vision.width, device=device, dtype=dtype))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the cross entropies of a batch, and the unweighted sums of each source_K (nats, fp32).
 
         Padding is on the right, where causal attention never looks back from, so no mask is needed; and the head, the
         dearest layer of a small model, runs on supervised positions only.
         """
-        has_images = any(len(pixels) for pixels in batch.pixels.values())
-        tokens_IPD = self.image_tokens(batch.pixels) if has_images else None
-        embeds_BSD, _, labels_BS = self.embed(
-            batch.ids_BT, batch.mask_BT, batch.has_image_B, tokens_IPD, batch.labels_BT
-        )
-        hidden_BSD = self.llm.base_model(inputs_embeds=embeds_BSD, use_cache=False).last_hidden_state
-        wanted_BS = labels_BS[:, 1:] != IGNORED
-        targets_N = labels_BS[:, 1:][wanted_BS]
-        logits = self.llm.get_output_embeddings()(hidden_BSD[:, :-1][wanted_BS])
-        return F.cross_entropy(logits.float(), targets_N, reduction="sum"), len(targets_N)
+        embeds_BSD = self.lay_out(batch)
+        packed = {}
+        if batch.documents is not None:
+            packed = {"position_ids": batch.documents.positions_S[None], "documents": batch.documents}
+        hidden_BSD = self.llm.base_model(inputs_embeds=embeds_BSD, use_cache=False, **packed).last_hidden_state
+        hidden_MD = hidden_BSD.flatten(0, 1).index_select(0, batch.target_at_M)
+        head = self.llm.get_output_embeddings()
+        loss, losses_M = supervised_loss(hidden_MD, head, batch.targets_M, batch.weight_M)
+        return loss, by_source(losses_M, batch.source_M, batch.sources)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        """The same as `loss`, for wrappers that hook `forward`."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same as `loss`; what gathers sharded weights hooks in here."""
         return self.loss(batch)
 
 
-def build_vlm(spec: ModelSpec, seed: int, dtype: torch.dtype = torch.float32) -> VLM:
+def build_vlm(spec: ModelSpec, seed: int, dtype: torch.dtype | None = torch.float32) -> VLM:
     """Pretrained towers and language model with a fresh projector, in `dtype` on the CPU.
 
-    In the type of its files a language model takes no memory but that of the mapped files; training keeps fp32 masters
-    and needs twice as much. `seed` decides the projector's initialisation, unless the vision width does
+    In the type of its files a language model takes no memory but that of the mapped files: `dtype` None gives it that,
+    and the rest fp32. `seed` decides the projector's initialisation, unless the vision width does
     (`Projector.drawn_from`); torch's global generator is left as it was.
     """
     vision = build_vision(spec.backbone, spec.resolution)
     llm = load_language_model(spec.llm, dtype)
     with private_seed(projector_seed(spec.projector, vision.width, seed)):
         projector = build_projector(spec.projector, vision.width, llm.get_input_embeddings().embedding_dim)
-    return VLM(vision.to(dtype), projector.to(dtype), llm)
-
-
-def save_trained(vlm: VLM, folder: Path, modules: Sequence[str]) -> None:
-    """Write `MODULE.safetensors` for each of `modules`; `folder` appears only when it is complete. Raises OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        for name in modules:
-            write_tensors(temporary / f"{name}.safetensors", _own_tensors(vlm.get_submodule(name)))
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_trained(vlm: VLM, weights: Path) -> None:
-    """Put the modules that `save_trained` wrote into `vlm`; raises StoreError for files not whole or not fitting."""
-    files = {path.stem: path for path in sorted(weights.glob("*.safetensors"))}
-    if not files or files.keys() - set(MODULES):
-        raise StoreError(f"trained weights '{weights}' should hold some of {', '.join(MODULES)}, has {sorted(files)}")
-    for name, path in files.items():
-        try:
-            tensors = load_file(path)
-            own = _own_tensors(vlm.get_submodule(name))
-            if own.keys() != tensors.keys():
-                raise StoreError(
-                    f"'{path}' is of another model: {sorted(own.keys() ^ tensors.keys())[:3]} do not match"
-                )
-            vlm.get_submodule(name).load_state_dict(tensors, strict=False)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise StoreError(f"'{path}' cannot be loaded: {error}") from error
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Each tensor once: tied weights (an LM head that is its embedding) go under their first name."""
-    seen: dict[int, str] = {}
-    tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
+    rest = dtype or torch.float32
+    return VLM(vision.to(rest), projector.to(rest), llm)
 
 
 def _after_bos(text: Tensor, patches: Tensor) -> Tensor:

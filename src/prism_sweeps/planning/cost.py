@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from prism_sweeps.config.checks import backbone_patches
 from prism_sweeps.config.flops import (
     forward_operations,
-    language_model_part,
     parts,
     sections,
-    tower_part,
     training_operations,
 )
-from prism_sweeps.config.schema import LanguageModel, Tower
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.planning.datasets import QUESTION_TOKENS, benchmark_examples, known_examples, text_tokens
 
@@ -78,22 +75,3 @@ def _examples_seen(spec: StageSpec) -> int | None:
 
 def _length(model: ModelSpec, text: int) -> int:
     return backbone_patches(model.backbone, model.resolution.pixels) + text
-
-
-# ---- what tests of single towers and language models still ask here; they belong to config/flops.py
-
-
-@dataclass
-class _Whole:
-    parameters: int
-    forward: float
-
-
-def _tower(tower: Tower, count: int) -> _Whole:
-    part = tower_part(tower, count)
-    return _Whole(part.parameters, part.forward.of(0, 0))
-
-
-def _language_model(llm: LanguageModel, length: int, text: int) -> _Whole:
-    part = language_model_part(llm)
-    return _Whole(part.parameters, part.forward.of(length, text))

@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from prism_sweeps.tracking.files import (
 
 STORE_VERSION = 1
 LIBRARIES = ("prism-sweeps", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "tokenizers")
+LEFTOVERS = ("weights.tmp-*", ".*.tmp", "failure-*")
+"""Of attempts that a crash ended."""
 NEW_STATE: dict[str, Any] = {
     "status": "new",
     "attempts": 0,
@@ -233,6 +236,15 @@ class JobRecord:
         """Ends the attempt half-way; the next one goes on from the last checkpoint."""
         self._end("interrupted")
 
+    def put_down_failure(self, rank: int, text: str) -> None:
+        """Keeps why a process other than the first, which writes the record, has failed."""
+        write_atomic(self.path / f"failure-{rank}", text)
+
+    def failure_of_others(self) -> str | None:
+        """What such a process has put down in this attempt."""
+        found = sorted(self.path.glob("failure-*"))
+        return found[0].read_text(encoding="utf-8") if found else None
+
     def _end(self, status: str, **fields: Any) -> None:
         state = self._written_state()
         now = time.time()
@@ -249,7 +261,7 @@ class JobRecord:
         return max(0.0, max(written, default=0.0) - (state.get("attempt_started") or float("inf")))
 
     def _clear_leftovers(self) -> None:
-        for leftover in [*self.path.glob("weights.tmp-*"), *self.path.glob(".*.tmp")]:
+        for leftover in chain(*map(self.path.glob, LEFTOVERS)):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     # ---- ownership

@@ -1,179 +1,221 @@
-"""The training loop: steps, metrics, checkpoints and stops. What a step does to the model is in `Trainer.step`.
+"""The training loop: steps, what the processes agree on before each, checkpoints and stops.
 
-Shapes: B rows, T tokens.
+What a step does to the model is in `Trainer.step`. It never waits for a GPU: losses and norms stay tensors, and are
+read a step later (telemetry.py).
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from prism_sweeps.config.errors import ConfigError, PrismError, StoreError, nearest
+from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.schema import Engine, Stage
-from prism_sweeps.models.vlm import IGNORED, VLM, Batch
-from prism_sweeps.tracking.records import Interrupted, JobRecord, Report
-from prism_sweeps.training.checkpoints import Checkpoint, capture, load_newest, restore, save_checkpoint
-from prism_sweeps.training.optimiser import schedule, set_learning_rate
+from prism_sweeps.data.steps import StepData
+from prism_sweeps.models.batch import Batch
+from prism_sweeps.models.vlm import VLM
+from prism_sweeps.tracking.records import Interrupted
+from prism_sweeps.training.optimiser import Group, build_optimiser, schedule, set_learning_rate
+from prism_sweeps.training.saving import Checkpoints, Progress
+from prism_sweeps.training.sharding import like, own_part, shard_group
+from prism_sweeps.training.telemetry import Telemetry
+from prism_sweeps.training.world import World
 
-PRECISIONS = ("fp32", "bf16")
+RECENT = 64
+"""Steps whose mean loss tells what a spike is."""
+SEEN = 16
+"""Of these at least."""
 
 
-class TrainingError(PrismError):
-    """Training that cannot go on: its loss or its gradient is not a number."""
+@dataclass(frozen=True)
+class Found:
+    """What a step found, still on the device."""
+
+    learning_rate: float
+    loss: Tensor
+    """Of the global batch."""
+    by_source_K: Tensor
+    """Summed cross entropy of each data source (nats)."""
+    grad_norm: Tensor
+    """Before clipping."""
+    bad: Tensor
+    """1.0 where the update was not made: loss or gradient not finite, or a spike."""
 
 
 @dataclass
 class Trainer:
-    """A model, its optimiser and the rules of a step."""
+    """A model in its place, its optimiser and the rules of a step."""
 
     vlm: VLM
-    optimiser: torch.optim.Optimizer
+    groups: list[Group]
     stage: Stage
     steps: int
-    precision: str
-    device: torch.device
-    parameters: list[nn.Parameter] = field(init=False)
+    seed: int
+    world: World
+    parameters: dict[str, nn.Parameter] = field(init=False)
+    """All that are trained, by name; where the model is sharded, distributed ones."""
+    parts: dict[str, nn.Parameter] = field(init=False)
+    """What this process holds of them, in the same memory: the optimiser needs no more."""
+    optimiser: torch.optim.AdamW = field(init=False)
+    recent: Tensor = field(init=False)
+    """Losses of the last steps that were no spikes, on the device."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision '{self.precision}'; {nearest(self.precision, PRECISIONS)}")
-        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        named = dict(self.vlm.named_parameters())
+        self.parameters = {name: named[name] for group in self.groups for name in group.names}
+        self.parts = {
+            name: parameter if own_part(parameter) is parameter else nn.Parameter(own_part(parameter.detach()))
+            for name, parameter in self.parameters.items()
+        }
+        self.optimiser = build_optimiser(self.groups, self.parts, self.stage)
+        for part in self.parts.values():  # as AdamW would at its first step; a checkpoint is read into it
+            self.optimiser.state[part] = {
+                "step": torch.zeros((), dtype=torch.float32, device=part.device),
+                "exp_avg": torch.zeros_like(part),
+                "exp_avg_sq": torch.zeros_like(part),
+            }
+        self.recent = torch.full((RECENT,), torch.nan, device=self.world.device)
 
-    def step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
-        """One optimiser step on one global batch, given in micro-batches. Raises TrainingError on NaN or infinity.
-
-        The loss is the mean over the supervised tokens of the global batch, so how it is cut does not matter.
-        """
-        learning_rate = set_learning_rate(self.optimiser, schedule(step, self.steps, self.stage.warmup_ratio))
-        supervised = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
-        loss = sum(self.backward(batch, supervised) for batch in batches)
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.stage.max_grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise TrainingError(diverged(step, loss, grad_norm, batches))
+    def step(self, step: int, data: StepData) -> Found:
+        """One optimiser step on a global batch. A bad step changes nothing; `Found.bad` tells it."""
+        # A function of the step alone, so that there is no state to keep of it.
+        torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+        rate = set_learning_rate(self.optimiser, schedule(step, self.steps, self.stage.warmup_ratio))
+        sums_1K = torch.stack([self.backward(batch.to(self.world.device)) for batch in data.passes]).sum(0)
+        loss, by_source_K = self.world.sum_over(sums_1K).split([1, len(sums_1K) - 1])
+        norm = self.clipped(with_images=data.images > 0)
+        bad = self.judge(step, loss.squeeze(), norm)
+        self.optimiser.grad_scale, self.optimiser.found_inf = None, bad
         self.optimiser.step()
+        self.vlm.zero_grad(set_to_none=True)
         self.optimiser.zero_grad(set_to_none=True)
-        return {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "supervised_tokens": supervised}
+        return Found(rate, loss.squeeze(), by_source_K, norm, bad)
 
-    def backward(self, batch: Batch, supervised: int) -> float:
-        """Adds the gradient of one micro-batch's share of the loss; returns that share."""
-        batch = batch.to(self.device)
-        with self.autocast():
-            loss_sum, _ = self.vlm.loss(batch)
-        loss = loss_sum / supervised
+    def backward(self, batch: Batch) -> Tensor:
+        """Adds the gradient of one pass; returns its share of the loss, then its sums by source (1 + K)."""
+        loss, by_source_K = self.vlm(batch)
         # rows without an image tell a stage that trains the projector alone nothing, and have no graph
         if loss.requires_grad:
             loss.backward()
-        return float(loss.detach())
+        return torch.cat([loss.detach()[None], by_source_K])
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 arithmetic over fp32 weights, or nothing."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def clipped(self, with_images: bool) -> Tensor:
+        """The norm of the gradient over all processes, which is then scaled down to `max_grad_norm`."""
+        for name, part in self.parts.items():
+            gradient = self.parameters[name].grad
+            # Where several processes run, even a projector that saw no image has a gradient, of zeros.
+            seen = with_images or name.startswith("llm.")
+            part.grad = None if gradient is None or not seen else own_part(gradient)
+        held = [part.grad for part in self.parts.values() if part.grad is not None]
+        norm = nn.utils.get_total_norm(held) if held else torch.zeros((), device=self.world.device)
+        if (group := shard_group(self.parameters.values())) is not None:
+            squared = norm.float().square()
+            dist.all_reduce(squared, group=group)
+            norm = squared.sqrt()
+        nn.utils.clip_grads_with_norm_(self.parts.values(), self.stage.max_grad_norm, norm)
+        return norm
 
+    def judge(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
+        """1.0 for a step whose update must not be made, else 0.0."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        if self.stage.spike is not None:
+            enough = self.recent.isfinite().sum() >= SEEN
+            bad = bad | (enough & (loss > self.stage.spike * self.recent.nanmean()))
+            place = self.recent[step % RECENT]
+            place.copy_(torch.where(bad, place, loss))
+        return bad.float()
 
-def diverged(step: int, loss: float, grad_norm: float, batches: Sequence[Batch]) -> str:
-    names = [name for batch in batches for name in batch.names]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return (
-        f"training diverged at step {step + 1}: loss {loss}, gradient norm {grad_norm}, on conversations {shown}; "
-        "try a lower learning rate or a longer warm-up"
-    )
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name: trained weights, the optimiser's moments, recent losses."""
+        tensors: dict[str, Tensor] = {"recent": self.recent}
+        for name, parameter in self.parameters.items():
+            tensors[f"model.{name}"] = parameter.detach()
+            for key, value in self.optimiser.state[self.parts[name]].items():
+                tensors[f"optimiser.{key}.{name}"] = like(value, parameter)
+        return tensors
 
 
 @dataclass
-class Resumed:
-    """Where a run starts: its first step, and what had to be passed over to find it."""
+class Run:
+    """A trainer on its way: where its data come from, and where its telemetry and checkpoints go."""
 
-    step: int
-    damaged: list[str]
+    trainer: Trainer
+    telemetry: Telemetry
+    checkpoints: Checkpoints
+    identity: Mapping[str, int]
+    """What a checkpoint must have been made with to be gone on from."""
+    engine: Engine
+    stop: Callable[[], bool]
+    validate: Callable[[], float] | None
+    profile: Callable[[], None]
+    """Called after each step."""
+    saved: int = 0
+    """The step of the last checkpoint, or the one that this attempt starts at."""
+    saved_at: float = field(default_factory=time.monotonic)
 
+    def steps(self, data: Iterator[StepData], start: int) -> None:
+        """Steps `start` to the last. Raises Interrupted, after a checkpoint, when `stop()` is true in any process."""
+        self.saved = start
+        for step in range(start, self.trainer.steps):
+            began = time.perf_counter()
+            batch = next_of(data)
+            waited = time.perf_counter() - began
+            self.agree(step, batch)
+            assert isinstance(batch, StepData)
+            found = self.trainer.step(step, batch)
+            times = {"seconds": time.perf_counter() - began, "data_wait": waited}
+            self.telemetry.stepped(step, batch, found, times | self.validated(step))
+            self.profile()
+        self.telemetry.read_all()
+        self.checkpoints.finish()
 
-def resume(trainer: Trainer, record: JobRecord, identity: dict[str, Any]) -> Resumed:
-    """Puts the newest good checkpoint into `trainer` and cuts the metrics back to it; step 0 when there is none.
+    def agree(self, step: int, batch: StepData | DataError) -> None:
+        """What all processes do together before a step: they save, stop or fail."""
+        world = self.trainer.world
+        due = world.first and self.due(step)
+        failed = isinstance(batch, DataError)
+        opinions = world.highest([self.stop(), due, failed, self.checkpoints.progress()])
+        if opinions[3] == Progress.FAILED:
+            self.checkpoints.abandon()
+        if opinions[3] == Progress.WRITTEN:
+            self.checkpoints.commit()
+        if step > self.saved and any(opinions[:3]):
+            self.save(step)
+        if opinions[0] or opinions[2]:
+            self.checkpoints.finish()
+        if opinions[2]:
+            raise DataError(next(text for text in world.all_say(str(batch) if failed else "") if text))
+        if opinions[0]:
+            raise Interrupted(f"stopped before step {step + 1} of {self.trainer.steps}")
 
-    `identity` is what a checkpoint must have been made with (steps, conversations). Raises StoreError when it was not.
-    """
-    checkpoint, damaged = load_newest(record.checkpoints)
-    if checkpoint is None:
-        record.truncate_metrics(0)
-        return Resumed(0, damaged)
-    if checkpoint.state != identity:
-        raise StoreError(
-            f"the checkpoint in {record.checkpoints} was made with {checkpoint.state}, the data now give {identity}: "
-            "the prepared data have changed since; restore them, or remove that folder to train from the start"
-        )
-    restore(trainer.vlm, trainer.optimiser, checkpoint.tensors)
-    record.truncate_metrics(checkpoint.step)
-    return Resumed(checkpoint.step, damaged)
+    def due(self, step: int) -> bool:
+        """Whether the clock or the count asks for a checkpoint before this step."""
+        every = self.engine.checkpoint_steps
+        by_count = every is not None and step - self.saved >= every
+        return by_count or time.monotonic() - self.saved_at >= self.engine.checkpoint_seconds
 
+    def save(self, step: int) -> None:
+        """Begins a checkpoint of everything up to `step`; its metrics are on disk before it is."""
+        self.telemetry.read_all()
+        self.checkpoints.begin(step, self.trainer.state(), {"identity": dict(self.identity)})
+        self.saved, self.saved_at = step, time.monotonic()
 
-def run_steps(
-    trainer: Trainer,
-    batches: Iterator[list[Batch]],
-    start: int,
-    record: JobRecord,
-    engine: Engine,
-    identity: dict[str, Any],
-    report: Report,
-    stop: Callable[[], bool],
-) -> None:
-    """Steps `start` to the last, one metrics row each, with a checkpoint every `engine.checkpoint_seconds`.
-
-    Raises Interrupted, after a checkpoint, when `stop()` is true before a step.
-    """
-    saved = start
-    saved_at = time.monotonic()
-    for step in range(start, trainer.steps):
-        stopping = stop()
-        if step > saved and (stopping or time.monotonic() - saved_at >= engine.checkpoint_seconds):
-            save(trainer, record, step, engine, identity)
-            saved, saved_at = step, time.monotonic()
-        if stopping:
-            raise Interrupted(f"stopped before step {step + 1} of {trainer.steps}")
-        row = timed_step(trainer, step, batches)
-        record.append_metrics(row)
-        report(step + 1, trainer.steps, f"loss {row['loss']:.3f}")
-
-
-def save(trainer: Trainer, record: JobRecord, step: int, engine: Engine, identity: dict[str, Any]) -> None:
-    tensors = capture(trainer.vlm, trainer.optimiser)
-    save_checkpoint(record.checkpoints, Checkpoint(step, tensors, identity), engine.keep_checkpoints)
-
-
-def timed_step(trainer: Trainer, step: int, batches: Iterator[list[Batch]]) -> dict[str, Any]:
-    """The metrics row of one step. `step` counts from 1 in it; `seconds` includes `data_wait`."""
-    began = time.perf_counter()
-    micro_batches = next(batches)
-    waited = time.perf_counter() - began
-    found = trainer.step(step, micro_batches)
-    return {
-        "step": step + 1,
-        **found,
-        **token_counts(micro_batches, trainer.vlm.vision.patches),
-        "seconds": round(time.perf_counter() - began, 6),
-        "data_wait": round(waited, 6),
-    }
+    def validated(self, step: int) -> dict[str, float]:
+        """The validation loss, where one is due after this step."""
+        every, last = self.engine.validate_every, step + 1 == self.trainer.steps
+        if self.validate is None or not (last or (every is not None and (step + 1) % every == 0)):
+            return {}
+        return {"validation_loss": self.validate()}
 
 
-def token_counts(batches: Sequence[Batch], patches: int) -> dict[str, int]:
-    """Examples, and positions in the language model: those that hold something and all, padding included."""
-    rows = sum(len(batch.names) for batch in batches)
-    with_image = sum(int(batch.has_image_B.sum()) for batch in batches)
-    return {
-        "examples": rows,
-        "tokens": sum(int(batch.mask_BT.sum()) for batch in batches) + with_image * patches,
-        "padded_tokens": sum(batch.ids_BT.numel() + longest_extra(batch, patches) for batch in batches),
-    }
-
-
-def longest_extra(batch: Batch, patches: int) -> int:
-    """Positions that patches add to a padded batch: text-only rows are padded to the width of the others."""
-    return len(batch.names) * patches if bool(batch.has_image_B.any()) else 0
+def next_of(data: Iterator[StepData]) -> StepData | DataError:
+    """The next batch, or why there is none: the others have to hear it before anybody leaves."""
+    try:
+        return next(data)
+    except DataError as error:
+        return error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,21 +14,41 @@ from prism_sweeps.config.schema import Stage
 NORMS = ("norm", "ln_", "layernorm")
 
 
-def build_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters. Each group's `peak` is the learning rate its schedule starts from.
+@dataclass(frozen=True)
+class Group:
+    """Parameters with one learning rate and one weight decay."""
 
-    Weight decay falls on matrices, never on biases, norms and other vectors. The groups are made before any sharding:
-    the reference makes them after, where every shard is a vector, and so decays nothing on several GPUs.
+    names: tuple[str, ...]
+    peak: float
+    """The learning rate that its schedule is a fraction of."""
+    weight_decay: float
+
+
+def parameter_groups(model: nn.Module, stage: Stage) -> list[Group]:
+    """The trainable parameters of `model`. Weight decay falls on matrices, never on biases, norms and other vectors.
+
+    To be asked before any sharding: the reference asks after it, where every shard is a vector, and so decays nothing
+    on several GPUs.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = stage.weight_decay if decays(name, parameter) else 0.0
-            groups.setdefault((peak_of(name, stage), decay), []).append(parameter)
+            groups.setdefault((peak_of(name, stage), decay), []).append(name)
+    return [Group(tuple(names), peak, decay) for (peak, decay), names in groups.items()]
+
+
+def build_optimiser(groups: Sequence[Group], parameters: Mapping[str, nn.Parameter], stage: Stage) -> torch.optim.AdamW:
+    """Fused AdamW over `parameters`, which may be a process's shards of those that were grouped."""
     return torch.optim.AdamW(
         [
-            {"params": parameters, "peak": peak, "lr": peak, "weight_decay": decay}
-            for (peak, decay), parameters in groups.items()
+            {
+                "params": [parameters[name] for name in group.names],
+                "peak": group.peak,
+                "lr": group.peak,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
         ],
         betas=(stage.beta1, stage.beta2),
         fused=True,

@@ -1,0 +1,75 @@
+"""Jobs on several processes at once (`torchrun`, `srun`): the first keeps the records, all of them train.
+
+What is not training (evaluation, records, progress) the first one does alone, while the others wait to hear of the next
+stage. A process that fails leaves with an error, upon which its launcher ends the others; all go on together from the
+last checkpoint when they are started again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import NoReturn
+
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.config.specs import Job
+from prism_sweeps.launching.foreground import run_here
+from prism_sweeps.launching.local import Outcome
+from prism_sweeps.launching.pool import StopRequests, stop_requests
+from prism_sweeps.launching.progress import Display
+from prism_sweeps.launching.run_job import describe, note, run_job, work_of
+from prism_sweeps.tracking.records import Interrupted, Store
+from prism_sweeps.training.world import World, joined, place_in
+
+
+def run_together(jobs: Mapping[str, Job], store: Store, engine: Engine, display: Display) -> Outcome:
+    """`run_here`, with every process that was started beside this one. Only the first returns; the others exit."""
+    place = place_in(os.environ)
+    if place.size == 1:
+        return run_here(jobs, store, engine, display)
+    with joined(place, engine) as world:
+        if not world.first:
+            follow(jobs, store, engine, world)
+        outcome = run_here(jobs, store, engine, display, run=functools.partial(run_job, world=world))
+        if outcome.failed:
+            # The others may be waiting in the middle of a step; an orderly farewell would wait for them.
+            leave(f"prism: {'; '.join(outcome.failed.values())}", 1)
+        if not outcome.interrupted:
+            world.told_by_first(None)
+        return outcome
+
+
+def follow(jobs: Mapping[str, Job], store: Store, engine: Engine, world: World) -> NoReturn:
+    """Takes part in every training job that the first process names, until it names none."""
+    with stop_requests() as requests:
+        while (name := world.told_by_first(None)) is not None:
+            take_part(jobs[name], store, engine, world, requests)
+    sys.exit(0)
+
+
+def take_part(job: Job, store: Store, engine: Engine, world: World, requests: StopRequests) -> None:
+    """This process's share in one training job. An error is put down beside the job's record and ends the process."""
+    record = store.job(job.fingerprint)
+    try:
+        work_of(job)(job.spec, record, store, engine, quiet, lambda: requests.count > 0, world=world)
+    except Interrupted:
+        sys.exit(requests.exit_code)
+    except BaseException as error:
+        text = f"process {world.rank} of {world.size}: {describe(error)}"
+        note(record, f"{text}\n{traceback.format_exc().rstrip()}")
+        record.put_down_failure(world.rank, text)
+        leave(f"prism: {text}", 1)
+
+
+def leave(text: str, code: int) -> NoReturn:
+    """Ends this process without waiting for the others, as an interpreter in a group of processes may."""
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def quiet(done: int, total: int, text: str) -> None:
+    """Progress is the first process's to tell."""

@@ -1,0 +1,200 @@
+"""The processes that train one model together: who they are, how they meet, and what they agree on.
+
+A process alone needs none of this. `torchrun` and `srun` start several, which find each other by what these put into
+the environment (https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables, `man srun`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.schema import Engine
+
+PORTS = range(20_000, 50_000)
+"""From which a SLURM job takes one by its number: below the ports that Linux hands out by itself from 32768 on it is
+seldom taken, and two jobs on a node seldom get the same."""
+PATIENCE = timedelta(days=7)
+"""How long a process waits for one that has something else to do, e.g. evaluates."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those that work on one job."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among those of its node, which is also the number of its GPU."""
+    local_size: int = 1
+    address: str = ""
+    """Of the first process: host and port; empty for a process alone."""
+    port: int = 0
+
+
+def place_in(environment: Mapping[str, str]) -> Place:
+    """What `torchrun` or `srun` says about this process. Raises ConfigError where it makes no sense.
+
+    The shell of an allocation (`salloc`, a batch script without `srun`) is a process alone, however many it may start.
+    """
+    try:
+        if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= environment.keys():
+            return place_of_torchrun(environment)
+        if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            return place_of_srun(environment)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"the environment of a process among several is incomplete or malformed: {error!r}"
+        ) from error
+    return Place()
+
+
+def place_of_torchrun(environment: Mapping[str, str]) -> Place:
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    return Place(
+        rank,
+        size,
+        local_rank=int(environment.get("LOCAL_RANK", rank)),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
+        address=environment["MASTER_ADDR"],
+        port=int(environment["MASTER_PORT"]),
+    )
+
+
+def place_of_srun(environment: Mapping[str, str]) -> Place:
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment["SLURM_TASKS_PER_NODE"]
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_size=tasks_per_node(per_node)[int(environment["SLURM_NODEID"])],
+        address=first_host(environment["SLURM_STEP_NODELIST"]),
+        port=PORTS[(job * 31 + step) % len(PORTS)],
+    )
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """SLURM's `4(x2),3` -> [4, 4, 3]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.partition("(x")
+        counts += [int(count)] * int(times.rstrip(")") or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """SLURM's `gpu[003-007,012],login` -> gpu003."""
+    name, bracket, rest = nodes.partition("[")
+    if not bracket or "," in name:
+        return name.partition(",")[0]
+    numbers, _, tail = rest.partition("]")
+    return name + numbers.replace("-", ",").partition(",")[0] + tail.partition(",")[0]
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one job, met. With one process every agreement is its own opinion."""
+
+    place: Place
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+    """Over CPUs, so that an agreement does not wait for a GPU."""
+    saving: dist.ProcessGroup | None = None
+    """Another, of the threads that write checkpoints."""
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.place.size
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that keeps the record."""
+        return self.place.rank == 0
+
+    def highest(self, opinions: Sequence[int]) -> list[int]:
+        """The largest of each over all processes."""
+        if self.control is None:
+            return list(opinions)
+        agreed = torch.tensor(opinions)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.control)
+        return [int(value) for value in agreed]
+
+    def told_by_first(self, message: Any) -> Any:
+        """What the first process says; the others' `message` is ignored."""
+        if self.control is None:
+            return message
+        held = [message]
+        dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]
+
+    def all_say(self, message: Any) -> list[Any]:
+        """Everyone's message, by rank."""
+        if self.control is None:
+            return [message]
+        held: list[Any] = [None] * self.size
+        dist.all_gather_object(held, message, group=self.control)
+        return held
+
+    def sum_over(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place, on the device."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+ALONE = Place()
+
+
+@contextmanager
+def joined(place: Place, engine: Engine) -> Iterator[World]:
+    """The world of this process while the block runs. Several processes meet first; one alone needs no network.
+
+    Raises ConfigError when there are fewer GPUs on a node than its processes.
+    """
+    device = device_of(engine, place)
+    if place.size == 1:
+        yield World(place, device)
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{place.address}:{place.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        rank=place.rank,
+        world_size=place.size,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        groups = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
+        yield World(place, device, *groups)
+    finally:
+        dist.destroy_process_group()
+
+
+def device_of(engine: Engine, place: Place = ALONE) -> torch.device:
+    """`auto` is the GPU where there is one; of several processes on a node each has its own."""
+    if engine.device == "cpu" or (engine.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if engine.device not in ("auto", "cuda"):
+        return torch.device(engine.device)
+    found = torch.cuda.device_count()
+    if place.local_size == 1 or found == 1:  # a launcher may show each process its own GPU only
+        return torch.device("cuda", 0)
+    if place.local_rank >= found:
+        raise ConfigError(
+            f"process {place.rank} is number {place.local_rank} of {place.local_size} on its node, which has {found} "
+            f"GPUs; start at most {found} processes a node"
+        )
+    torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", place.local_rank)
