@@ -312,9 +312,11 @@ def test_killed_in_the_middle_it_goes_on_from_the_last_shard(vision, images, roo
 def test_two_processes_at_once_compute_each_image_once(vision, images, root, monkeypatch):
     monkeypatch.setattr(image_hashes, "PAUSE", 0.02)
     counts = FORK.Queue()
-    both = [FORK.Process(target=fill_slowly, args=(vision, images, root, 0.03, counts)) for _ in range(2)]
-    for process in both:
-        process.start()
+    both = [FORK.Process(target=fill_slowly, args=(vision, images, root, 0.1, counts)) for _ in range(2)]
+    both[0].start()
+    while not (root / "lock").exists():
+        time.sleep(0.01)
+    both[1].start()
     (one, notes_one), (two, notes_two) = counts.get(timeout=60), counts.get(timeout=60)
     assert sorted([one, two]) == [0, 9]
     assert any(note.startswith("waits for another process") for note in notes_one + notes_two)
