@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from prism_sweeps.config.schema import (
@@ -24,9 +26,10 @@ from prism_sweeps.config.schema import (
 )
 from prism_sweeps.config.specs import ModelSpec, StageSpec
 from prism_sweeps.models.resize import image_transform, load_image
-from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.records import Interrupted, Store
 from prism_sweeps.training.corpus import read_corpus
 from prism_sweeps.training.stage import build_model, train_stage
+from prism_sweeps.training.world import Place, World
 
 ENGINE = Engine(name="test", device="cpu", checkpoint_seconds=1e9)
 
@@ -107,11 +110,18 @@ def open_store(root: Path) -> Store:
     return store
 
 
-def train(store: Store, name: str = "a" * 16, spec: StageSpec | None = None, engine: Engine = ENGINE, stop=None):
+def train(
+    store: Store,
+    name: str = "a" * 16,
+    spec: StageSpec | None = None,
+    engine: Engine = ENGINE,
+    stop: Callable[[], bool] | None = None,
+    world: World | None = None,
+) -> dict[str, Any]:
     """`train_stage` with defaults for a test."""
     record = store.job(name)
     record.path.mkdir(parents=True, exist_ok=True)
-    return train_stage(spec or stage_spec(), record, store, engine, quiet, stop or never)
+    return train_stage(spec or stage_spec(), record, store, engine, quiet, stop or never, world)
 
 
 def losses_by_transformers(spec: StageSpec, store: Store) -> Iterator[tuple[int, float]]:
@@ -138,3 +148,28 @@ def quiet(done: int, total: int, note: str) -> None:
 
 def never() -> bool:
     return False
+
+
+def world_here(local_size: int = 0) -> World:
+    """The world of a process of `ranks.run_ranks`, so many of them on a node (0: all)."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    per_node = local_size or size
+    place = Place(rank, size, rank % per_node, per_node)
+    return World(place, torch.device("cpu"), dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
+
+
+def train_as_one_of_many(
+    root: Path,
+    name: str,
+    spec: StageSpec,
+    engine: Engine,
+    local_size: int = 0,
+    stop: Callable[[], bool] | None = None,
+) -> str:
+    """For `ranks.run_ranks`: how it ended."""
+    store = Store.open(root)
+    try:
+        train(store, name, spec, engine, stop, world_here(local_size))
+    except Interrupted:
+        return "interrupted"
+    return "done"

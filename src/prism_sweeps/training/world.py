@@ -166,7 +166,11 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
     """
     device = device_of(engine, place)
     if place.size == 1:
-        yield World(place, device)
+        try:
+            yield World(place, device)
+        finally:
+            if dist.is_initialized():  # for itself alone, to have its weights sharded
+                dist.destroy_process_group()
         return
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
