@@ -17,7 +17,6 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +57,7 @@ class _Seen:
     backbone: Backbone
     resolution: Resolution
     resize: Resize
-    precision: str
+    computed: str
     trained: str | None = None
 
 
@@ -77,7 +76,7 @@ def features_root(
         for place, tower in enumerate(backbone.towers.values())
     }
     told = file_hash(trained) if trained else None
-    seen = _Seen(LAYOUT, replace(backbone, towers=towers), resolution, resize, precision, told)
+    seen = _Seen(LAYOUT, replace(backbone, towers=towers), resolution, resize, str(kept_dtype(precision)), told)
     return store / "features" / fingerprint(seen)
 
 
@@ -94,7 +93,7 @@ def cache_bytes(backbone: Backbone, resolution: Resolution, precision: str, imag
 
 
 def kept_dtype(precision: str) -> torch.dtype:
-    """Half of it under autocast too: the projector, whose first layer is linear, would round its input itself."""
+    """That in which frozen towers compute in training: all of them in bfloat16 but where everything is fp32."""
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
@@ -324,9 +323,7 @@ def features_of(vision: VisionBackbone, pixels: dict[str, Tensor], precision: st
     """Tower -> pixels_BCHW to features_BPV as they are kept, on the CPU: what the towers give in training."""
     weights = next(vision.parameters())
     moved = {tower: each.to(weights.device, weights.dtype, non_blocking=True) for tower, each in pixels.items()}
-    with torch.autocast(weights.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-        features_BPV = vision(moved)
-    return features_BPV.to("cpu", kept_dtype(precision)).contiguous()
+    return vision(moved).to("cpu", kept_dtype(precision)).contiguous()
 
 
 class _Pixels(Dataset):
