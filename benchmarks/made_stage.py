@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -120,8 +121,8 @@ class Bench:
     store: Store
     done: int = 0
 
-    def run(self, steps: int, checkpoints: Checkpoints, **engine: object) -> list[float]:
-        """The next `steps`, with these settings of the engine; their losses."""
+    def run(self, steps: int, checkpoints: Checkpoints, **engine: object) -> list[dict[str, Any]]:
+        """The next `steps`, with these settings of the engine; their metrics, in the first process."""
         begin, end = self.done, self.done + steps
         record = self.store.job("a" * 16)
         record.path.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ class Bench:
         )
         run.steps(feed(self.data, range(begin, end), set_to, self.world), begin)
         self.done = end
-        return [row["loss"] for row in record.read_metrics()[-steps:]] if self.world.first else []
+        return record.read_metrics()[-steps:] if self.world.first else []
 
 
 def bench(

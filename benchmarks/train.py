@@ -1,6 +1,6 @@
 """Training steps of this package beside those of transformers' Trainer: same model, weights, batches, learning rates.
 
-    python benchmarks/train.py [--quick] [--steps 24] [--threads 1 2] [--compile] [--reference PRISMATIC_CHECKOUT]
+    python benchmarks/train.py [--quick] [--steps 13] [--threads 1 2] [--compile] [--reference PRISMATIC_CHECKOUT]
 
 LLaVA's second stage (tower frozen, projector and language model trained) on a small model with a real head; what is
 trained on what, training_data.py says. All begin with the same weights, at the same loss (asserted), and stay on the
@@ -196,7 +196,7 @@ class Turns:
                 loss = self.sides[name](done - 1)
                 self.note(name)
                 self.losses.setdefault(name, []).append(loss)
-            print(f"  step {done}: " + ", ".join(f"{self.seconds[name][-1][0]:.2f}" for name in (PEER, *names)))
+            print(f"  step {done}: " + ", ".join(f"{self.seconds[name][-1][1]:.2f}" for name in (PEER, *names)))
             sys.stdout.flush()
         self.began = now()
 
@@ -299,7 +299,7 @@ def peaks(names: list[str], folder: Path, options: argparse.Namespace) -> dict[s
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24, help="of each side, the first three not timed")
+    parser.add_argument("--steps", type=int, default=13, help="of each side, the first three not timed")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--batching", choices=("grouped", "packed"), default="grouped", help="what shares a batch")
     parser.add_argument("--sides", nargs="+", choices=(*OURS, *COMPILED), help="of ours; all by default")
@@ -335,7 +335,7 @@ def compare_all(options: argparse.Namespace, geometry: Geometry, folder: Path) -
     found = {}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        print(f"{threads} threads, load {os.getloadavg()[0]:.1f}; seconds of {PEER}, {', '.join(names)}:", flush=True)
+        print(f"{threads} threads, load {os.getloadavg()[0]:.1f}; CPU seconds of {PEER}, {', '.join(names)}:", flush=True)
         turns = compared(setting, {name: step_of(name, setting) for name in names})
         found[threads] = told(turns, setting.maker)
     memory = {} if options.quick else peaks([PEER, *names], folder, options)

@@ -9,11 +9,8 @@ from dataclasses import replace
 
 import pytest
 import tiny_training as tiny
-import torch
 from test_processes import ALONE, TOGETHER, assert_alike, one_thread, store  # noqa: F401
 
-from prism_sweeps.config.errors import ConfigError
-from prism_sweeps.config.schema import Engine
 from prism_sweeps.tracking.records import Store
 from prism_sweeps.training.checkpoint_files import numbered
 from prism_sweeps.training.telemetry import TrainingError

@@ -61,6 +61,7 @@ def run_one(
         except JobBusy:
             time.sleep(BUSY_SECONDS)
         except Interrupted:
+            requests.hear_from_others()
             display.ended("interrupted", job.title, "checkpoint written")
             return
         except PrismError as error:

@@ -145,6 +145,11 @@ class StopRequests:
         if self.count > 1:
             raise KeyboardInterrupt
 
+    def hear_from_others(self) -> None:
+        """A process that works on the same job was asked, which is a scheduler's way: a terminal asks all of them."""
+        if not self.count:
+            self.count, self.by_scheduler = 1, True
+
     @property
     def exit_code(self) -> int:
         """Of a process that stopped because of them."""

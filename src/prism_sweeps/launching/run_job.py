@@ -8,6 +8,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import socket
 import time
 import traceback
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # imports torch
     from prism_sweeps.training.world import World
 
 LOG = logging.getLogger(__name__)
+
+LOST = re.compile(r"(reset|closed) by peer|remote process (has )?exited|Broken pipe", re.IGNORECASE)
+"""What gloo and NCCL say when a process has gone that others wait for."""
 
 Run = Callable[[Job, Store, Engine, Report, Callable[[], bool]], dict[str, Any]]
 """Runs one job: (job, store, engine, report, stop) -> result."""
@@ -132,6 +136,8 @@ def check_parents(job: Job, store: Store) -> None:
 def describe(error: BaseException) -> str:
     """An exception in one line; the user's own errors without their class."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, RuntimeError) and LOST.search(text):
+        return "another process that worked on this job has died; what it said last, or the scheduler, tells why"
     return text if isinstance(error, PrismError) else f"{type(error).__name__}: {text}"
 
 

@@ -56,6 +56,7 @@ def take_part(job: Job, store: Store, engine: Engine, world: World, requests: St
     try:
         work_of(job)(job.spec, record, store, engine, quiet, lambda: requests.count > 0, world=world)
     except Interrupted:
+        requests.hear_from_others()
         sys.exit(requests.exit_code)
     except BaseException as error:
         text = f"process {world.rank} of {world.size}: {describe(error)}"

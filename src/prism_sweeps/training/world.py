@@ -22,6 +22,8 @@ from prism_sweeps.config.schema import Engine
 PORTS = range(20_000, 50_000)
 """From which a SLURM job takes one by its number: below the ports that Linux hands out by itself from 32768 on it is
 seldom taken, and two jobs on a node seldom get the same."""
+MEETING = timedelta(minutes=10)
+"""How long a process waits for all to have been started."""
 PATIENCE = timedelta(days=7)
 """How long a process waits for one that has something else to do, e.g. evaluates."""
 
@@ -174,7 +176,7 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
         return
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{place.address}:{place.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+        store=meeting_place(place),
         rank=place.rank,
         world_size=place.size,
         device_id=device if device.type == "cuda" else None,
@@ -184,6 +186,17 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
         yield World(place, device, *groups)
     finally:
         dist.destroy_process_group()
+
+
+def meeting_place(place: Place) -> dist.Store:
+    """Where the processes tell each other their addresses: kept by the first one, or by torchrun.
+
+    Torchrun's is not emptied when it starts processes again, so each attempt has its own shelf in it.
+    """
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    host = place.rank == 0 and not kept
+    store = dist.TCPStore(place.address, place.port, place.size, host, timeout=MEETING, multi_tenant=True)
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def device_of(engine: Engine, place: Place = ALONE) -> torch.device:
