@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,12 @@ from typing import Any
 import gpu_ways as ways
 import torch
 
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],  # Trainer takes all it sees
+    "HF_HUB_OFFLINE": "1",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # lengths that change leave holes
+}
+"""Of both sides."""
 HEADER = (
     "| way | s a step | tokens/s | supervised/s | padded/s | MFU | GB at most | graphs |\n"
     "|---|---|---|---|---|---|---|---|"
@@ -78,7 +85,9 @@ def measured(way: str, options: argparse.Namespace, precision: str) -> dict[str,
     command += ["--images", str(options.images)] + (["--tiny"] if options.tiny else [])
     began = time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.limit, env=os.environ | ENVIRONMENT
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {options.limit} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"way"')]

@@ -112,10 +112,10 @@ def report(a: Curves, found: list[Difference]) -> float:
     """Prints what differs, and returns the largest difference of a loss or norm; infinite for other conversations."""
     steps = sum(map(len, a.values()))
     print(f"{steps} steps of {', '.join(a)}")
-    print("| what | steps that differ | first | largest, relative |\n|---|---|---|---|")
+    print("| what | steps that differ | first, by how much | largest, relative |\n|---|---|---|---|")
     for what in COMPARED + COUNTED:
         these = [each for each in found if each.what == what]
-        first = f"{these[0].stage} {these[0].step}" if these else ""
+        first = f"{these[0].stage} {these[0].step}, {these[0].size:.1e}" if these else ""
         print(f"| {what} | {len(these)} | {first} | {max((each.size for each in these), default=0.0):.2e} |")
     others = {(each.stage, each.step) for each in found if each.what in COUNTED}
     if others:
@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("a", metavar="A", help="a commit, or . for the working tree")
     parser.add_argument("b", metavar="B", help="another")
-    parser.add_argument("--steps", type=int, default=20, help="of every stage, at most (default: 20)")
+    parser.add_argument("--steps", type=int, default=20, help="of the last stage, at most (default: 20)")
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative difference allowed (default: 0)")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="of the nano cell")
     options = parser.parse_args()

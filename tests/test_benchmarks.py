@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
 from types import ModuleType
 
 import pytest
+import torch
+
+from prism_sweeps.tracking.records import Store
+from prism_sweeps.training.world import ALONE, World
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -43,3 +50,57 @@ def test_a_side_that_begins_elsewhere_is_found_out(benchmark_named, tmp_path: Pa
     ours = train.our_step(setting, set())
     with pytest.raises(AssertionError, match="other begins at"):
         train.compared(setting, {"other": lambda number: ours(number) + 2e-4})
+
+
+# ---- checkpoint, loss_equality, gpu
+
+
+def test_a_run_with_checkpoints_has_the_losses_of_one_without(benchmark_named, tmp_path: Path):
+    checkpoint = benchmark_named("checkpoint")
+    world, store = World(ALONE, torch.device("cpu")), Store.open(tmp_path / "store")
+    make = partial(checkpoint.built, checkpoint.made_model(32, 2), 4, world, store)
+    checkpoint.check_equal(make, tmp_path)
+
+
+def test_curves_that_part_are_told_from_other_conversations(benchmark_named):
+    compare = benchmark_named("loss_equality")
+    rows = [{"step": 1, "loss": 2.0, "tokens": 40}, {"step": 2, "loss": 1.0, "tokens": 50, "grad_norm": 3.0}]
+    assert compare.differences({"align": rows}, {"align": rows}) == []
+    apart = [rows[0], {**rows[1], "loss": 1.25}]
+    (found,) = compare.differences({"align": rows}, {"align": apart})
+    assert (found.stage, found.step, found.what, found.size) == ("align", 2, "loss", 0.2)
+    assert compare.report({"align": rows}, [found]) == 0.2
+    others = compare.differences({"align": rows}, {"align": [{**rows[0], "tokens": 41}, rows[1]]})
+    assert compare.report({"align": rows}, others) == float("inf")
+    with pytest.raises(ValueError, match="other stages or numbers of steps"):
+        compare.differences({"align": rows}, {"align": rows[:1]})
+
+
+def test_the_working_tree_runs_from_where_it_is_laid_out_with_its_own_design_space(benchmark_named, tmp_path: Path):
+    compare = benchmark_named("loss_equality")
+    compare.lay_out(".", tmp_path / "a")
+    compare.check_imports(tmp_path / "a", {"PYTHONPATH": str(tmp_path / "a")})
+    shutil.rmtree(tmp_path / "a" / "prism_sweeps" / "conf")
+    with pytest.raises((RuntimeError, CalledProcessError)):
+        compare.check_imports(tmp_path / "a", {"PYTHONPATH": str(tmp_path / "a")})
+
+
+def test_the_trainer_is_counted_on_the_very_batches_of_our_padded_way(benchmark_named, tmp_path: Path):
+    ways, trainer = benchmark_named("gpu_ways"), benchmark_named("gpu_trainer")
+    asked = ways.Asked("ours/padded/eager/none", ways.TINY, "fp32", 2, 0, tmp_path)
+    ours = ways.built(asked, "padded", "eager", "none", World(ALONE, torch.device("cpu")))
+    for step, batch in enumerate(trainer.batches(asked, 3)):
+        data, told = ours.data(step), trainer.told(batch, asked)
+        assert sorted(data.names) == sorted(each.conversation.name for each in batch)
+        assert (told["tokens"], told["padded"]) == (data.tokens, data.padded)
+        collated = [trainer.collate([trainer.row(each, asked) for each in batch[at : at + 2]]) for at in (0, 2)]
+        assert sum(each["input_ids"].numel() for each in collated) == data.padded
+        assert sum(int((each["labels"] != -100).sum()) for each in collated) == sum(data.supervised)
+
+
+def test_the_precision_that_fits_is_the_most_exact_one(benchmark_named):
+    gpu = benchmark_named("gpu")
+    assert gpu.chosen_precision(6.76e9, 80e9) == "bf16-true"
+    assert gpu.chosen_precision(6.76e9, 141e9) == "bf16"
+    with pytest.raises(SystemExit, match="no precision fits"):
+        gpu.chosen_precision(6.76e9, 40e9)
