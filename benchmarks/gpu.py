@@ -159,9 +159,10 @@ def report(options: argparse.Namespace, precision: str, found: dict[str, list[di
     if ours is not None and theirs is not None:
         ratios |= compared(found, ours, theirs)
     checks = measured("waits", options, precision)
-    for key in ("syncs", "pinned_by_thread", "pinned_by_processes", "failed"):
-        if key in checks:
-            print(f"{key.replace('_', ' ')}: {checks[key]}")
+    for key in sorted(checks.keys() - {"way"}):
+        places = checks[key]
+        told_of = f"{len(places)} {' '.join(places)}" if isinstance(places, list) else places
+        print(f"host waits in a step, {key.replace('_', ' ')}: {told_of}")
     told = {"precision": precision, "device": ways.device_name(ways.device()), "best": ours, "waits": checks}
     print(json.dumps({"benchmark": "gpu", "ratios": ratios, **told, "ways": found}))
 

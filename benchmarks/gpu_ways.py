@@ -9,6 +9,7 @@ Shapes: T tokens of a conversation, image tokens written out, B rows, S position
 from __future__ import annotations
 
 import statistics
+import traceback
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from made_stage import (
     stage_spec,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from prism_sweeps.config.flops import parts
@@ -59,6 +61,9 @@ CLIP_L = Tower(
     mean=[0.48145466, 0.4578275, 0.40821073],
     std=[0.26862954, 0.26130258, 0.27577711],
 )
+ASKS = {
+    f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim")
+}
 WARM_UP = 2
 """Steps that are not timed: kernels are chosen and compiled, memory is taken. Twice, for lengths to become dynamic."""
 
@@ -228,32 +233,66 @@ def check_rotary(llm: nn.Module) -> None:
 
 
 def waits(asked: Asked, world: World) -> dict[str, Any]:
-    """Places in a step that made the processor wait, and whether batches come in memory a GPU can copy from by itself.
+    """Places in a step that make the processor wait, and whether batches come in memory a GPU can copy from by itself.
 
-    torch tells of the former only: a copy from pageable memory waits inside the driver.
+    Two witnesses: the operators that ask a tensor for its content, which show on a CPU as well; and on a GPU torch's
+    own. Neither tells of a copy from pageable memory, which waits inside the driver.
     """
-    if not torch.cuda.is_available():
-        one = built(asked, "padded", "eager", "none", world)
+    found: dict[str, Any] = {}
+    for batching in ("padded", "packed"):
+        one = built(asked, batching, "eager", "full", world)
         one.trainer.step(0, one.data(0))
-        return {"syncs": "not told without a GPU"}
-    one = built(asked, "packed", "eager", "full", world)
-    steps = [pinned(one.data(step)) for step in range(5)]
-    for step in range(2):
-        one.trainer.step(step, steps[step])
+        with Asking() as asking:
+            one.trainer.step(1, one.data(1))
+        found[f"asks_{batching}"] = sorted(set(asking.places))
+        if torch.cuda.is_available():
+            found[f"syncs_{batching}"] = synchronising(one)
+            found["pinned_by_thread"] = all_pinned(next(prefetched(range(5, 6), one.data)))
+            by_processes = loaded_by_processes(range(5, 6), one.data, 1, world.device)
+            found["pinned_by_processes"] = all_pinned(next(iter(by_processes)))
+        del one
+        torch.cuda.empty_cache()
+    return found
+
+
+class Asking(TorchDispatchMode):
+    """Takes down from where a tensor is asked for its content, or for a shape that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        indices = args[1] if func._schema.name in ("aten::index", "aten::index_put_") else ()
+        by_mask = any(isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in indices)
+        if func._schema.name in ASKS or by_mask:
+            self.places.append(outside_torch())
+        return func(*args, **(kwargs or {}))
+
+
+def outside_torch() -> str:
+    """The innermost line that is neither torch's nor this file's."""
+    frames = reversed(traceback.extract_stack())
+    return next(
+        f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno}"
+        for frame in frames
+        if frame.filename != __file__ and "/torch/" not in frame.filename
+    )
+
+
+def synchronising(one: Bench) -> list[str]:
+    """Where torch says that steps waited for the GPU, their batches being there beforehand."""
+    steps = [pinned(one.data(step)) for step in range(2, 5)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for step in range(2, 5):
-            one.trainer.step(step, steps[step])
+        for step, data in enumerate(steps, 2):
+            one.trainer.step(step, data)
     torch.cuda.set_sync_debug_mode("default")
-    places = sorted({f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)})
-    by_processes = loaded_by_processes(range(5, 6), one.data, 1, world.device)
-    return {
-        "syncs": f"{len(places)} places {places}" if places else 0,
-        "pinned_by_thread": all_pinned(next(prefetched(range(5, 6), one.data))),
-        "pinned_by_processes": all_pinned(next(iter(by_processes))),
-    }
+    return sorted({f"{each.filename}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)})
 
 
 def pinned(data: StepData) -> StepData:

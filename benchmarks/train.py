@@ -8,10 +8,12 @@ same curve (its largest difference is told). One session: after each step of Tra
 and a ratio is Trainer's time over another's time for that very batch, so above 1 the other is faster. Median and 10 to
 90 % over the steps, the first three left out. Memory: each alone in a process of its own.
 
-`ours` pads, as Trainer does. The lines below it change one thing each: logits of all positions instead of supervised
-ones, AdamW that is not fused, rows packed instead of padded, features of the frozen tower from the store (filling it is
-not counted), blocks compiled; then those that gain, together. With `--reference`, the model of the reference (MIT,
-github.com/TRI-ML/prismatic-vlms) makes the same steps from a checkout of yours, as it ships and without recomputation.
+Batches are of about equal length, as with Trainer's `group_by_length`; with `--batching packed` they are as they come,
+as in Trainer by default. `ours` pads, as Trainer does. The lines below it change one thing each: logits of all
+positions instead of supervised ones, AdamW that is not fused, rows packed instead of padded, features of the frozen
+tower from the store (filling it is not counted), blocks compiled; then those that gain, together. With `--reference`,
+the model of the reference (MIT, github.com/TRI-ML/prismatic-vlms) makes the same steps from a checkout of yours, as it
+ships and without recomputation.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from training_data import (
     Geometry,
     as_packed,
     batches_of,
+    draw_images,
     export,
     made_corpus,
     stage_spec,
@@ -49,6 +52,7 @@ from training_reference import reference_step, why_not
 from training_trainer import trainer_of
 
 from prism_sweeps.config.specs import StageSpec
+from prism_sweeps.data.batching import Example
 from prism_sweeps.data.steps import StepData, StepMaker
 from prism_sweeps.models.batch import Batch
 from prism_sweeps.models.vlm import VLM
@@ -82,11 +86,15 @@ class Setting:
 
     geometry: Geometry
     spec: StageSpec
-    corpus: Corpus
     maker: StepMaker
     store: Store
     folder: Path
     """For what is written on the way."""
+
+    @property
+    def used(self) -> list[Example]:
+        """In the order of the batches."""
+        return [self.maker.examples[index] for batch in self.maker.batches for index in batch]
 
     @property
     def exported(self) -> Path:
@@ -95,9 +103,10 @@ class Setting:
 
 def setting_in(folder: Path, geometry: Geometry, steps: int, batching: str) -> Setting:
     spec = stage_spec(geometry, batching)
-    corpus = made_corpus(geometry, folder / "images", steps * geometry.batch)
+    maker = batches_of(spec, made_corpus(geometry, folder / "images"), steps)
     store = Store.open(folder / "store")
-    found = Setting(geometry, spec, corpus, batches_of(spec, corpus, steps), store, folder)
+    found = Setting(geometry, spec, maker, store, folder)
+    draw_images(found.used)
     if not found.exported.exists():
         export(spec, store, found.exported)
     return found
@@ -112,7 +121,7 @@ def our_step(setting: Setting, changes: set[str]) -> Step:
     spec = as_packed(setting.spec) if "packed" in changes else setting.spec
     vlm = build_model(spec, setting.store)
     trainer = build_trainer(spec, vlm, len(setting.maker.batches), engine, WORLD)
-    features = features_of(spec, vlm, setting.corpus, setting.store, engine, silent, never, WORLD)
+    features = features_of(spec, vlm, Corpus(setting.used, []), setting.store, engine, silent, never, WORLD)
     if "logits" in changes:
         vlm.loss = partial(loss_over_all_positions, vlm)
     if "unfused" in changes:
@@ -335,7 +344,9 @@ def compare_all(options: argparse.Namespace, geometry: Geometry, folder: Path) -
     found = {}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        print(f"{threads} threads, load {os.getloadavg()[0]:.1f}; CPU seconds of {PEER}, {', '.join(names)}:", flush=True)
+        print(
+            f"{threads} threads, load {os.getloadavg()[0]:.1f}; CPU seconds of {PEER}, {', '.join(names)}:", flush=True
+        )
         turns = compared(setting, {name: step_of(name, setting) for name in names})
         found[threads] = told(turns, setting.maker)
     memory = {} if options.quick else peaks([PEER, *names], folder, options)

@@ -10,6 +10,7 @@ Shapes: T tokens of a conversation.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +47,8 @@ from prism_sweeps.training.world import ALONE, World
 SOURCE = "made"
 ENGINE = Engine(name="benchmark", device="cpu")
 WORLD = World(ALONE, torch.device("cpu"))
+COUNT = 2048
+"""Conversations: as many as are sorted by length together, sixteen times."""
 FIRST_WORD = 300
 """Tokens below are bytes, ends and the exported model's image token."""
 PICTURE = (336, 252)
@@ -129,17 +132,14 @@ def stage_spec(geometry: Geometry, batching: str) -> StageSpec:
 # ---- conversations
 
 
-def made_corpus(geometry: Geometry, folder: Path, count: int) -> Corpus:
-    """`count` conversations, always the same; their images are written to `folder` where they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
+def made_corpus(geometry: Geometry, folder: Path) -> Corpus:
+    """The conversations, always the same. Their images are to be in `folder`."""
     numbers, draw = np.random.default_rng(0), random.Random(0)
     ranks = np.arange(1, geometry.vocabulary - FIRST_WORD + 1)
     likelihood = (1 / ranks) / (1 / ranks).sum()  # Zipf's law
     examples = []
-    for number in range(count):
+    for number in range(COUNT):
         image = None if draw.random() < LONE else folder / f"{number}.jpg"
-        if image is not None and not image.exists():
-            picture(number).save(image)
         length = min(110, max(10, round(draw.lognormvariate(4.1, 0.6))))
         ids_T = FIRST_WORD + numbers.choice(len(ranks), length, p=likelihood).astype(np.int32)
         ids_T[0] = 0
@@ -157,9 +157,13 @@ def answers(length: int, share: float) -> np.ndarray:
     return supervised_T
 
 
-def picture(number: int) -> Image.Image:
-    drawn = np.random.default_rng(number).integers(0, 255, (16, 21, 3), dtype=np.uint8)
-    return Image.fromarray(drawn).resize(PICTURE, Image.Resampling.BICUBIC)
+def draw_images(examples: Sequence[Example]) -> None:
+    """Writes the images of `examples` that are not there yet."""
+    for image in (example.conversation.image for example in examples):
+        if image is not None and not image.exists():
+            image.parent.mkdir(parents=True, exist_ok=True)
+            drawn = np.random.default_rng(int(image.stem)).integers(0, 255, (16, 21, 3), dtype=np.uint8)
+            Image.fromarray(drawn).resize(PICTURE, Image.Resampling.BICUBIC).save(image)
 
 
 def batches_of(spec: StageSpec, corpus: Corpus, steps: int) -> StepMaker:

@@ -26,10 +26,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def fake_train(spec: Any, record: Any, *_: object) -> dict[str, float]:
+def fake_train(spec: Any, record: Any, *_: object) -> dict[str, Any]:
     with record.writing_weights() as folder:
         (folder / "projector.safetensors").write_bytes(b"")
-    return {"loss": 0.5}
+    speed = {"steps": 2, "seconds": 1.0, "examples": 16, "tokens": 320, "flops": 1e9, "peak_memory": 1 << 30}
+    return {"loss": 0.5, **speed, "ranks": 1, "device": "fake", "device_type": "cpu", "peak_flops": None}
 
 
 def fake_evaluate(spec: Any, *_: object) -> dict[str, Any]:
