@@ -105,7 +105,7 @@ def model_spec(geometry: Geometry) -> ModelSpec:
         kv_heads=heads,
         mlp_width=geometry.mlp_width,
         vocabulary=geometry.vocabulary,
-        context=512,
+        context=2048,
     )
     return ModelSpec(
         Backbone("clip", {"clip": tower}),

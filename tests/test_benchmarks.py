@@ -104,3 +104,12 @@ def test_the_precision_that_fits_is_the_most_exact_one(benchmark_named):
     assert gpu.chosen_precision(6.76e9, 141e9) == "bf16"
     with pytest.raises(SystemExit, match="no precision fits"):
         gpu.chosen_precision(6.76e9, 40e9)
+
+
+def test_a_step_on_packed_rows_never_asks_a_tensor_for_its_content(benchmark_named, tmp_path: Path):
+    ways = benchmark_named("gpu_ways")
+    with ways.Asking() as asking:
+        assert bool(torch.ones(2).sum() > 1)
+    assert len(asking.places) == 1 and "test_benchmarks" in asking.places[0]
+    asked = ways.Asked("waits", ways.TINY, "bf16-true", 2, 0, tmp_path)
+    assert ways.waits(asked, World(ALONE, torch.device("cpu")))["asks_packed"] == []
