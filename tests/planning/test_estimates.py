@@ -22,7 +22,7 @@ from prism_sweeps.tracking import throughput
 
 GPU, OTHER = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"
 ENGINE = Engine(name="gpu", precision="bf16", device="cuda")
-ON_GPU = ("engine=gpu", "suite=easy-vqa", "data_mix=easy-vqa")
+ON_GPU = ("engine=gpu", "engine.micro_batch=0", "suite=easy-vqa", "data_mix=easy-vqa")
 
 
 def job(*overrides: str) -> Job:
