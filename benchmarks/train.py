@@ -41,8 +41,8 @@ from training_data import (
     SMALL,
     WORLD,
     Geometry,
-    as_packed,
     batches_of,
+    computed,
     draw_images,
     export,
     made_corpus,
@@ -118,7 +118,7 @@ def setting_in(folder: Path, geometry: Geometry, steps: int, batching: str) -> S
 def our_step(setting: Setting, changes: set[str]) -> Step:
     """The engine's step on the engine's data, with `changes`."""
     engine = replace(ENGINE, feature_cache="cached" in changes, compile="compiled" in changes)
-    spec = as_packed(setting.spec) if "packed" in changes else setting.spec
+    spec = computed(setting.spec, "packed" in changes)
     vlm = build_model(spec, setting.store)
     trainer = build_trainer(spec, vlm, len(setting.maker.batches), engine, WORLD)
     features = features_of(spec, vlm, Corpus(setting.used, []), setting.store, engine, silent, never, WORLD)

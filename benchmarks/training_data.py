@@ -186,5 +186,6 @@ def export(spec: StageSpec, store: Store, to: Path) -> None:
     llava.save(Model(model, loaded, "fp32", {}), to)
 
 
-def as_packed(spec: StageSpec) -> StageSpec:
-    return replace(spec, stage=replace(spec.stage, batching="packed"))
+def computed(spec: StageSpec, packed: bool) -> StageSpec:
+    """`spec` with its batches packed or padded, whatever put them together."""
+    return replace(spec, stage=replace(spec.stage, batching="packed" if packed else "grouped"))
