@@ -5,13 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny_training as tiny
+import torch
 from test_processes import ALONE, TOGETHER, assert_alike, one_thread, store  # noqa: F401
 
 from prism_sweeps.tracking.records import Store
+from prism_sweeps.training import blocks
 from prism_sweeps.training.checkpoint_files import numbered
 from prism_sweeps.training.telemetry import TrainingError
 
@@ -38,6 +42,37 @@ def test_how_it_is_computed_does_not_matter(store: Store, changes: dict[str, obj
     tiny.train(store, ALONE, spec)
     tiny.train(store, TOGETHER, spec, replace(tiny.ENGINE, **settings))
     assert_alike(store.job(TOGETHER), store.job(ALONE))
+
+
+@pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_are_compiled_once_for_all(
+    store: Store,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    recomputed: str,
+    precision: str,
+):
+    """Once for the first length and once for any, whatever is sharded or recomputed."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(blocks.torch, "compile", partial(torch.compile, backend=backend))
+    spec = tiny.stage_spec(precision=precision, max_steps=5)
+    spec = replace(spec, model=replace(spec.model, llm=tiny.llm(depth=4)))
+    tiny.train(store, ALONE, spec, replace(tiny.ENGINE, compile=True, activation_checkpointing=recomputed))
+    assert 2 <= len(graphs) <= 3  # four blocks, five steps
+
+
+def test_a_process_alone_in_bf16_sums_its_passes_up_in_fp32(store: Store):  # noqa: F811
+    spec = tiny.stage_spec(precision="bf16")
+    tiny.train(store, ALONE, spec)
+    tiny.train(store, TOGETHER, spec, replace(tiny.ENGINE, micro_batch=1))
+    curves = [[row["loss"] for row in store.job(name).read_metrics()] for name in (ALONE, TOGETHER)]
+    assert curves[0] == pytest.approx(curves[1], rel=5e-3)
 
 
 def test_features_are_kept_for_the_next_stage(store: Store):  # noqa: F811

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prism_sweeps.data import layout as layouts
 from prism_sweeps.data.batching import Example, Layout, collate
@@ -28,6 +28,10 @@ class StepData:
     """Positions that hold something."""
     padded: int
     """Positions that are computed, on all processes."""
+
+    def pin_memory(self) -> StepData:
+        """With its passes in memory that a GPU can copy from by itself (called by torch's DataLoader)."""
+        return replace(self, passes=[batch.pin_memory() for batch in self.passes])
 
 
 @dataclass(frozen=True)

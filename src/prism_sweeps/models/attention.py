@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import ATTENTIONS
@@ -33,6 +34,8 @@ try:
 except ImportError:  # before torch 2.10
     varlen_attn = None
 
+ROWS = "prism-rows"
+"""What our attention on padded rows is called in transformers."""
 BLOCK = 128
 """Positions that FlexAttention computes or skips together (its default)."""
 WIDEST_HEAD = 256
@@ -69,6 +72,18 @@ def use_packed_attention(
     if _hand_down not in llm.base_model._forward_pre_hooks.values():
         llm.base_model.register_forward_pre_hook(_hand_down, with_kwargs=True)
     return chosen
+
+
+def use_padded_rows(llm: PreTrainedModel) -> None:
+    """Let `llm` take rows padded on the right without a look at them: causal attention never sees the padding.
+
+    It is torch's own as before, but transformers no longer asks the device in every pass whether positions restart. A
+    model with a window keeps its masks, and asks.
+    """
+    config = llm.config.get_text_config()
+    if llm._supports_attention_backend and not getattr(config, "sliding_window", None):
+        AttentionInterface.register(ROWS, sdpa_attention_forward)
+        llm.set_attn_implementation(ROWS)
 
 
 def _unfit(llm: PreTrainedModel) -> str | None:

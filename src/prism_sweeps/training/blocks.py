@@ -18,12 +18,16 @@ from torch.utils.checkpoint import (
 
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
 ATTENTION = (
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_flash_attention",
+    "aten._scaled_dot_product_efficient_attention",
+    "aten._scaled_dot_product_cudnn_attention",
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "torch_attn._varlen_attn",
+    "flash_attn._flash_attn_varlen_forward",
 )
-"""Operators of aten that attention ends in, on one device or another."""
+"""Operators that attention ends in, on one device or another."""
+RECOMPILED = 64
+"""How often a block may be compiled anew, for other lengths, single rows, evaluation; torch allows 8."""
 
 
 def recompute(blocks: Iterable[nn.Module], how: str) -> None:
@@ -43,7 +47,7 @@ def recompute(blocks: Iterable[nn.Module], how: str) -> None:
 
 def alternate() -> Callable[..., CheckpointPolicy]:
     """A policy for one pass through one block: keeps attention and every second matrix product."""
-    attention = {getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)}
+    attention = set(filter(None, map(operator_named, ATTENTION)))
     seen: Counter[bool] = Counter()
 
     def policy(context: SelectiveCheckpointContext, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -57,7 +61,19 @@ def alternate() -> Callable[..., CheckpointPolicy]:
     return policy
 
 
+def operator_named(name: str) -> Any:
+    """torch.ops.NAMESPACE.NAME, or None where this torch, or a package that is not imported, has it not."""
+    space, _, short = name.partition(".")
+    packet = getattr(getattr(torch.ops, space), short, None)
+    return None if packet is None else packet.default
+
+
 def compile_each(blocks: Iterable[nn.Module]) -> None:
-    """Compiles every block by itself (torch.compile): alike blocks share what was compiled for the first."""
+    """Compiles every block by itself (torch.compile): alike blocks share what was compiled for the first.
+
+    Their forward functions, because hooks (FSDP's) stay outside then; `Module.compile` would compile nothing at all of
+    a block that is recomputed.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILED)
     for block in blocks:
-        block.compile()
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]

@@ -22,7 +22,7 @@ from prism_sweeps.models.vlm import VLM
 from prism_sweeps.tracking.records import Interrupted
 from prism_sweeps.training.optimiser import Group, build_optimiser, schedule, set_learning_rate
 from prism_sweeps.training.saving import Checkpoints, Progress
-from prism_sweeps.training.sharding import like, own_part, shard_group
+from prism_sweeps.training.sharding import hold_between_passes, like, own_part, shard_group
 from prism_sweeps.training.telemetry import Telemetry
 from prism_sweeps.training.world import World
 
@@ -57,6 +57,7 @@ class Trainer:
     steps: int
     seed: int
     world: World
+    sharding: str
     parameters: dict[str, nn.Parameter] = field(init=False)
     """All that are trained, by name; where the model is sharded, distributed ones."""
     parts: dict[str, nn.Parameter] = field(init=False)
@@ -84,9 +85,9 @@ class Trainer:
     def step(self, step: int, data: StepData) -> Found:
         """One optimiser step on a global batch. A bad step changes nothing; `Found.bad` tells it."""
         # A function of the step alone, so that there is no state to keep of it.
-        torch.manual_seed((self.seed * 1_000_003 + step) * 65_537 + self.world.rank)
+        torch.manual_seed(((self.seed * 1_000_003 + step) * 65_537 + self.world.rank) % 2**63)
         rate = set_learning_rate(self.optimiser, schedule(step, self.steps, self.stage.warmup_ratio))
-        sums_1K = torch.stack([self.backward(batch.to(self.world.device)) for batch in data.passes]).sum(0)
+        sums_1K = torch.stack([self.backward(batch, batch is data.passes[-1]) for batch in data.passes]).sum(0)
         loss, by_source_K = self.world.sum_over(sums_1K).split([1, len(sums_1K) - 1])
         norm = self.clipped(with_images=data.images > 0)
         bad = self.judge(step, loss.squeeze(), norm)
@@ -96,9 +97,10 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return Found(rate, loss.squeeze(), by_source_K, norm, bad)
 
-    def backward(self, batch: Batch) -> Tensor:
+    def backward(self, batch: Batch, last: bool) -> Tensor:
         """Adds the gradient of one pass; returns its share of the loss, then its sums by source (1 + K)."""
-        loss, by_source_K = self.vlm(batch)
+        hold_between_passes(self.vlm, self.sharding, self.world.size, last)
+        loss, by_source_K = self.vlm(batch.to(self.world.device))
         # rows without an image tell a stage that trains the projector alone nothing, and have no graph
         if loss.requires_grad:
             loss.backward()
@@ -112,9 +114,11 @@ class Trainer:
             seen = with_images or name.startswith("llm.")
             part.grad = None if gradient is None or not seen else own_part(gradient)
         held = [part.grad for part in self.parts.values() if part.grad is not None]
-        norm = nn.utils.get_total_norm(held) if held else torch.zeros((), device=self.world.device)
+        # In fp32 also where gradients are not; a sum of squares in bf16 loses most of its terms.
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in held]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.world.device)
         if (group := shard_group(self.parameters.values())) is not None:
-            squared = norm.float().square()
+            squared = norm.square()
             dist.all_reduce(squared, group=group)
             norm = squared.sqrt()
         nn.utils.clip_grads_with_norm_(self.parts.values(), self.stage.max_grad_norm, norm)
@@ -184,7 +188,9 @@ class Run:
             self.checkpoints.abandon()
         if opinions[3] == Progress.WRITTEN:
             self.checkpoints.commit()
-        if step > self.saved and any(opinions[:3]):
+        # One that falls due while the one before is still being written waits for its turn, the step does not.
+        now = opinions[0] or opinions[2] or (opinions[1] and opinions[3] != Progress.WRITING)
+        if step > self.saved and now:
             self.save(step)
         if opinions[0] or opinions[2]:
             self.checkpoints.finish()

@@ -109,6 +109,19 @@ def shard(vlm: VLM, masters: torch.dtype, policy: MixedPrecisionPolicy, mesh: De
     vlm.sharded = True
 
 
+def hold_between_passes(vlm: VLM, sharding: str, ranks: int, last: bool) -> None:
+    """Before each pass of a step: where weights are to be gathered once, they stay so until the `last` one is over.
+
+    A process alone need not hand its gradients to anybody before then either; they are summed up in fp32 meanwhile.
+    """
+    if not vlm.sharded or (ranks > 1 and sharding != "grad-only"):
+        return
+    assert isinstance(vlm, FSDPModule)
+    vlm.set_reshard_after_backward(last)
+    if ranks == 1:
+        vlm.set_requires_gradient_sync(last)
+
+
 def put_away(vlm: VLM) -> None:
     """Lets go of all that was gathered for a forward pass without a backward one: weights are their shards again."""
     for module in vlm.modules():

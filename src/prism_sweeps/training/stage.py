@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from prism_sweeps.config.checks import profile_window
-from prism_sweeps.config.errors import StoreError
+from prism_sweeps.config.errors import DataError, StoreError
 from prism_sweeps.config.flops import training_operations
 from prism_sweeps.config.schema import MODULES, Engine
 from prism_sweeps.config.specs import StageSpec
 from prism_sweeps.data.feeding import loaded_by_processes, prefetched
 from prism_sweeps.data.steps import StepData, StepMaker
 from prism_sweeps.models.adapters import add_adapters, merge_adapters
-from prism_sweeps.models.attention import use_packed_attention
+from prism_sweeps.models.attention import use_packed_attention, use_padded_rows
 from prism_sweeps.models.resize import image_transform
 from prism_sweeps.models.trained import load_trained, save_trained, trained_modules
 from prism_sweeps.models.vlm import VLM, build_vlm
-from prism_sweeps.tracking.records import JobRecord, Report, Store
+from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 from prism_sweeps.training.blocks import compile_each, recompute
 from prism_sweeps.training.corpus import Corpus, read_corpus, steps_of, training_data
 from prism_sweeps.training.devices import device_name, peak_flops
@@ -75,6 +75,8 @@ def train(
     spec: StageSpec, record: JobRecord, store: Store, engine: Engine, report: Report, stop: Stop, world: World
 ) -> None:
     check_precision(spec.precision, world.device)
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(world.device)
     corpus = read_corpus(spec, store, engine, report)
     steps = steps_of(spec, corpus)
     vlm = build_model(spec, store)
@@ -130,12 +132,14 @@ def build_trainer(spec: StageSpec, vlm: VLM, steps: int, engine: Engine, world: 
     if spec.stage.batching == "packed":
         computed = torch.float32 if spec.precision == "fp32" else torch.bfloat16
         use_packed_attention(vlm.llm, engine.attention, world.device, computed)
+    else:
+        use_padded_rows(vlm.llm)
     if engine.activation_checkpointing != "none":
         recompute(blocks_of(vlm), engine.activation_checkpointing)
     if compiled(engine, world):
         compile_each(blocks_of(vlm))
     place(vlm, spec.precision, engine.sharding, world)
-    return Trainer(vlm, groups, spec.stage, steps, spec.seed, world)
+    return Trainer(vlm, groups, spec.stage, steps, spec.seed, world, engine.sharding)
 
 
 def compiled(engine: Engine, world: World) -> bool:
@@ -160,8 +164,14 @@ def features_of(
     )
     transform = image_transform(model.backbone, model.resolution, model.resize)
     how = Filling(workers=engine.data_workers, ranks=(world.rank, world.size))
-    fill(vlm.vision, transform, images, root, spec.precision, report, stop, how)
-    world.told_by_first(None)  # all have written theirs
+    failure: Interrupted | DataError | None = None
+    try:
+        fill(vlm.vision, transform, images, root, spec.precision, report, stop, how)
+    except (Interrupted, DataError) as error:
+        failure = error
+    # All have written theirs now, or leave together.
+    if first := next((error for error in world.all_say(failure) if error is not None), None):
+        raise first
     return FeatureTable(root, images)
 
 
@@ -190,7 +200,8 @@ def feed(data: StepMaker, steps: range, engine: Engine, world: World) -> Iterato
     """The data of `steps`, made ahead. The step's number is the data position."""
     if engine.data_workers:
         return loaded_by_processes(steps, data, engine.data_workers, world.device)
-    return prefetched(steps, data)
+    pinned = world.device.type == "cuda"
+    return prefetched(steps, lambda step: data(step).pin_memory() if pinned else data(step))
 
 
 def telemetry(

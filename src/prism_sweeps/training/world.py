@@ -203,8 +203,13 @@ def device_of(engine: Engine, place: Place = ALONE) -> torch.device:
     """`auto` is the GPU where there is one; of several processes on a node each has its own."""
     if engine.device == "cpu" or (engine.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    # Batches of changing lengths would leave memory in pieces that fit nothing.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if engine.device not in ("auto", "cuda"):
-        return torch.device(engine.device)
+        named = torch.device(engine.device)
+        if named.type == "cuda":
+            torch.cuda.set_device(named)
+        return named
     found = torch.cuda.device_count()
     if place.local_size == 1 or found == 1:  # a launcher may show each process its own GPU only
         return torch.device("cuda", 0)
