@@ -14,7 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.models import attention
-from prism_sweeps.models.attention import KERNELS, block_mask, use_packed_attention
+from prism_sweeps.models.attention import KERNELS, block_mask, use_packed_attention, use_padded_rows
 from prism_sweeps.models.batch import Documents
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -264,6 +264,28 @@ def test_flex_as_it_is_compiled():
         masks = KERNELS["flex"].layout(documents, SimpleNamespace(sliding_window=50))
         out = KERNELS["flex"].attend(*heads, masks, 0.3, 50)
     torch.testing.assert_close(out, plain(*heads, documents.index_S, 0.3, 50), atol=1e-5, rtol=0)
+
+
+def test_padded_rows_are_computed_as_before_and_nobody_looks_at_positions(monkeypatch):
+    llm, asked = tiny("llama"), []
+    row = a_row()
+    before = llm.base_model(inputs_embeds=row, use_cache=False).last_hidden_state
+    honest = transformers.masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(
+        transformers.masking_utils, "find_packed_sequence_indices", lambda *a, **k: asked.append(1) or honest(*a, **k)
+    )
+    llm.base_model(inputs_embeds=row, use_cache=False)
+    assert asked, "transformers looks for it elsewhere by now"
+    asked.clear()
+    use_padded_rows(llm)
+    assert torch.equal(llm.base_model(inputs_embeds=row, use_cache=False).last_hidden_state, before)
+    assert not asked
+
+
+def test_a_model_with_a_window_keeps_its_masks():
+    llm = tiny("mistral")
+    use_padded_rows(llm)
+    assert llm.config._attn_implementation == "sdpa"
 
 
 def test_set_back_it_takes_masked_rows_again():
