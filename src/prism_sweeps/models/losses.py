@@ -46,8 +46,9 @@ class ChunkedLoss(torch.autograd.Function):
         wants = ctx.needs_input_grad[:3]
         losses_M = hidden_MD.new_zeros(len(hidden_MD), dtype=torch.float32)
         of_hidden_MD = torch.zeros_like(hidden_MD) if wants[0] else None
-        of_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants[1] else None
-        of_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants[2] and bias_V is not None else None
+        # The first chunk's product, then its sum with the others'; zeros where nothing is supervised.
+        of_weight_VD = None if len(hidden_MD) else torch.zeros_like(weight_VD, dtype=torch.float32)
+        of_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         size = max(1, chunk // len(weight_VD))
         for start in range(0, len(hidden_MD), size):
             part = slice(start, start + size)
@@ -59,11 +60,12 @@ class ChunkedLoss(torch.autograd.Function):
             slope_mV = slope(log_p_mV, targets_M[part], weight_M[part]).to(hidden_MD.dtype)
             if of_hidden_MD is not None:
                 of_hidden_MD[part] = slope_mV @ weight_VD
-            if of_weight_VD is not None:
-                add_product(of_weight_VD, slope_mV, hidden_MD[part])
+            if wants[1]:
+                of_weight_VD = with_product(of_weight_VD, slope_mV, hidden_MD[part])
             if of_bias_V is not None:
                 of_bias_V += slope_mV.sum(0, dtype=torch.float32)
-        ctx.gradients = (of_hidden_MD, of_weight_VD, of_bias_V)
+        found = (of_hidden_MD, of_weight_VD, of_bias_V)
+        ctx.gradients = tuple(each if wanted else None for each, wanted in zip(found, wants, strict=True))
         ctx.types = (hidden_MD.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         ctx.mark_non_differentiable(losses_M)
         return torch.dot(losses_M, weight_M), losses_M
@@ -86,12 +88,13 @@ def slope(log_p_mV: Tensor, targets_m: Tensor, weight_m: Tensor) -> Tensor:
     return slope_mV.mul_(weight_m[:, None])
 
 
-def add_product(total_VD: Tensor, slope_mV: Tensor, hidden_mD: Tensor) -> None:
-    """total += slope^T hidden, summed in fp32 over the chunks."""
+def with_product(total_VD: Tensor | None, slope_mV: Tensor, hidden_mD: Tensor) -> Tensor:
+    """total + slope^T hidden, summed in fp32 over the chunks, in place."""
+    if total_VD is None:
+        return (slope_mV.T @ hidden_mD).float()
     if slope_mV.dtype == total_VD.dtype:
-        total_VD.addmm_(slope_mV.T, hidden_mD)
-    else:
-        total_VD += slope_mV.T @ hidden_mD
+        return total_VD.addmm_(slope_mV.T, hidden_mD)
+    return total_VD.add_(slope_mV.T @ hidden_mD)
 
 
 def by_source(losses_M: Tensor, source_M: Tensor, sources: int) -> Tensor:

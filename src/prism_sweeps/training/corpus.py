@@ -94,12 +94,14 @@ def training_data(
     stream = order.batch_stream(stage.batching, ordered, stage.global_batch, spec.seed)
     rows = row_tokens(spec, engine, corpus.trained)
     packed = stage.batching == "packed"
+    batches = [next(stream) for _ in range(steps)]
     # What is compiled for one length of a row is not compiled again for another.
-    layout = layout_of(spec, packed, rows if packed and compiled else 0, features)
+    positions = min(rows, even(max(sum(ordered.lengths[i] for i in batch) for batch in batches)))
+    layout = layout_of(spec, packed, positions if packed and compiled else 0, features)
     return StepMaker(
         examples=corpus.trained,
         words=ordered.words,
-        batches=[next(stream) for _ in range(steps)],
+        batches=batches,
         layout=layout,
         loss=stage.loss,
         averaged=stage.micro_batch,
@@ -126,10 +128,16 @@ def row_tokens(spec: StageSpec, engine: Engine, examples: Sequence[Example]) -> 
     """Positions of a packed row. Raises ConfigError when the longest example has more than the engine allows."""
     longest = max(example.length for example in examples)
     if not engine.row_tokens:
-        return max(longest, min(ROW, spec.model.llm.context))
+        # Not the context: positions begin anew in every example.
+        return max(longest, ROW)
     if spec.stage.batching == "packed" and longest > engine.row_tokens:
         raise ConfigError(
             f"engine.row_tokens is {engine.row_tokens}, but the longest example takes {longest} positions; give at "
             "least as many, or 0"
         )
     return engine.row_tokens
+
+
+def even(positions: int, block: int = 128) -> int:
+    """`positions`, up to the next multiple of what kernels compute at a time."""
+    return -(-positions // block) * block
