@@ -11,22 +11,26 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # noqa: F401 - a device mesh wants it, and takes two seconds to import it in every process
+import torch
 import torch.distributed as dist
+
+# Forked from a process of its own: one that has trained and compiled has threads, whose locks a fork would inherit.
+CONTEXT = multiprocessing.get_context("forkserver")
+# A device mesh wants dynamo, and takes two seconds to import it in every process.
+CONTEXT.set_forkserver_preload(["torch._dynamo", "pytest", "prism_sweeps.training.stage"])
 
 
 def run_ranks(
     world: int, folder: Path, function: Callable[..., Any], *arguments: Any, killed: int | None = None
 ) -> list:
-    """What `function(*arguments)` returns in each of `world` processes, forked, so that none has to import torch.
+    """What `function(*arguments)` returns in each of `world` processes; all of it has to be picklable.
 
     Process `killed` is expected to die by SIGKILL; the others are then killed too, and there is nothing to return.
     """
-    context = multiprocessing.get_context("fork")
     meeting = folder / f"meeting-{os.urandom(4).hex()}"
-    pipes = [context.Pipe(duplex=False) for _ in range(world)]
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(world)]
     processes = [
-        context.Process(target=_child, args=(rank, world, meeting, pipe, function, arguments))
+        CONTEXT.Process(target=_child, args=(rank, world, meeting, pipe, function, arguments))
         for rank, (_, pipe) in enumerate(pipes)
     ]
     for process in processes:
@@ -63,6 +67,7 @@ def _answers(processes: list, receivers: list[Connection]) -> list:
 def _child(
     rank: int, world: int, meeting: Path, pipe: Connection, function: Callable[..., Any], arguments: tuple
 ) -> None:
+    torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
         pipe.send(("returned", function(*arguments)))

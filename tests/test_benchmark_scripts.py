@@ -111,6 +111,6 @@ def test_a_step_on_packed_rows_never_asks_a_tensor_for_its_content(benchmark_nam
     with ways.Asking() as asking:
         assert bool(torch.ones(2).sum() > 1)
     (place,) = asking.places
-    assert "test_benchmarks" in place
+    assert "test_benchmark_scripts" in place
     asked = ways.Asked("waits", ways.TINY, "bf16-true", 2, 0, tmp_path)
     assert ways.waits(asked, World(ALONE, torch.device("cpu")))["asks_packed"] == []

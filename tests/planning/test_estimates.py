@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import replace
@@ -150,7 +151,7 @@ def test_the_key_is_of_what_costs_and_of_nothing_else() -> None:
     key = model_key(spec())
     same = ["seed=7", "backbone=nano-siglip", "llm=nano-instruct", "resize=crop", "schedule=160-steps"]
     assert {model_key(spec(each)) for each in same} == {key}
-    renamed = spec()
+    renamed = copy.deepcopy(spec())  # its parts are those that every composition shares
     renamed.model.backbone.name, renamed.model.llm.name, renamed.model.llm.weights = "a", "b", "zoo:c"
     assert model_key(renamed) == key
     other = [

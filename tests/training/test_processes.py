@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import tiny_training as tiny
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 from safetensors.torch import load_file
 
@@ -155,16 +155,16 @@ def test_batches_that_cannot_be_shared_are_refused(store: Store, batch: int, ran
 # ---- stops
 
 
-def stop_before(step: int) -> Callable[[], bool]:
+@dataclass
+class StopBefore:
     """True in the last process alone, from before that step of an attempt on."""
-    asked = iter(range(step))
 
-    def stop() -> bool:
-        import torch.distributed as dist
+    step: int
+    asked: int = 0
 
-        return next(asked, None) is None and dist.get_rank() == dist.get_world_size() - 1
-
-    return stop
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked > self.step and dist.get_rank() == dist.get_world_size() - 1
 
 
 def test_stopped_and_gone_on_with_by_as_many_is_the_same_bits(store: Store):
@@ -172,7 +172,7 @@ def test_stopped_and_gone_on_with_by_as_many_is_the_same_bits(store: Store):
     run_ranks(2, store.root, tiny.train_as_one_of_many, store.root, ALONE, spec, tiny.ENGINE)
     ends = []
     while ends[-1:] != ["done"]:
-        ends += run(store, 2, spec, tiny.ENGINE, stop=stop_before(draw.randint(2, 5)))
+        ends += run(store, 2, spec, tiny.ENGINE, stop=StopBefore(draw.randint(2, 5)))
     assert ends.count("interrupted") >= 4
     mine, theirs = weights(store.job(ALONE)), weights(store.job(TOGETHER))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -183,8 +183,8 @@ def test_stopped_and_gone_on_with_by_as_many_is_the_same_bits(store: Store):
 def test_stopped_and_gone_on_with_by_other_numbers_is_the_same_curve(store: Store):
     spec = tiny.stage_spec()
     tiny.train(store, ALONE, spec)
-    assert run(store, 2, spec, tiny.ENGINE, stop=stop_before(3)) == ["interrupted"] * 2
-    assert run(store, 4, spec, tiny.ENGINE, stop=stop_before(4)) == ["interrupted"] * 4
+    assert run(store, 2, spec, tiny.ENGINE, stop=StopBefore(3)) == ["interrupted"] * 2
+    assert run(store, 4, spec, tiny.ENGINE, stop=StopBefore(4)) == ["interrupted"] * 4
     assert len(store.job(TOGETHER).read_metrics()) == 7
     tiny.train(store, TOGETHER, spec)
     assert_alike(store.job(TOGETHER), store.job(ALONE))
