@@ -159,9 +159,12 @@ def test_a_failed_job_is_exit_code_1_and_told(
 def test_a_failing_mlflow_does_not_fail_the_sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], store: Path
 ) -> None:
+    import mlflow.store.db.utils
+
     from prism_sweeps.commands import sweep
     from prism_sweeps.launching.foreground import run_here
 
+    monkeypatch.setattr(mlflow.store.db.utils, "MAX_RETRY_COUNT", 1)  # it tries ten times, which takes 100 seconds
     monkeypatch.setattr(
         sweep, "run_jobs", lambda jobs, store, engine, display, weights: run_here(jobs, store, engine, display)
     )
