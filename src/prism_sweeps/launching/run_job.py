@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # imports torch
 
 LOG = logging.getLogger(__name__)
 
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOST = re.compile(r"(reset|closed) by peer|remote process (has )?exited|Broken pipe", re.IGNORECASE)
 """What gloo and NCCL say when a process has gone that others wait for."""
 
@@ -70,7 +71,7 @@ def run_job(
             if world is not None and job.kind == "train":
                 work = functools.partial(work, world=world)
                 world.told_by_first(job.fingerprint)
-            with imports_set_aside():
+            with imports_set_aside(), lines_in(record):
                 result = work(job.spec, record, store, engine, report, stop)
         except (Interrupted, KeyboardInterrupt):
             record.interrupt()
@@ -99,6 +100,26 @@ def work_of(job: Job) -> Callable[..., dict[str, Any]]:
     module, name = WORK[job.kind]
     function: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
     return function
+
+
+@contextlib.contextmanager
+def lines_in(record: JobRecord) -> Iterator[None]:
+    """What is logged inside goes to the job's log. Nothing changes where logging is set up: a worker's goes there."""
+    if logging.getLogger().handlers:
+        yield
+        return
+    logger = logging.getLogger("prism_sweeps")
+    handler = logging.FileHandler(record.log, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LINE))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from typing import Any
 from prism_sweeps.config.errors import PrismError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
-from prism_sweeps.launching.run_job import Run, describe
+from prism_sweeps.launching.run_job import LINE, Run, describe
 from prism_sweeps.tracking.files import make_folder
 from prism_sweeps.tracking.records import Interrupted, JobBusy, Store
 
@@ -65,7 +65,7 @@ def work(
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, jobs, stop), daemon=True).start()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+        logging.basicConfig(level=logging.INFO, format=LINE, force=True)
         with output_to(make_folder(store.root / "logs") / "workers.log"):
             warm_up(preload)
         connection.send(Message("ready"))
