@@ -7,6 +7,7 @@ last checkpoint when they are started again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -37,7 +38,8 @@ def run_together(jobs: Mapping[str, Job], store: Store, engine: Engine, display:
         if outcome.failed:
             # The others may be waiting in the middle of a step; an orderly farewell would wait for them.
             leave(f"prism: {'; '.join(outcome.failed.values())}", 1)
-        if not outcome.interrupted:
+        # Stopped within a training job, the others have left as well and hear nothing any more.
+        with contextlib.suppress(RuntimeError) if outcome.interrupted else contextlib.nullcontext():
             world.told_by_first(None)
         return outcome
 
@@ -47,7 +49,7 @@ def follow(jobs: Mapping[str, Job], store: Store, engine: Engine, world: World) 
     with stop_requests() as requests:
         while (name := world.told_by_first(None)) is not None:
             take_part(jobs[name], store, engine, world, requests)
-    sys.exit(0)
+        sys.exit(requests.exit_code if requests.count else 0)
 
 
 def take_part(job: Job, store: Store, engine: Engine, world: World, requests: StopRequests) -> None:
