@@ -84,6 +84,7 @@ def test_several_processes_train_as_one(store: Store, ranks: int, settings: dict
     "changes",
     [
         {"trains": ["projector"]},
+        {"weight_decay": 20.0},  # makes every matrix smaller; none where groups are made of shards
         {"trains": ["vision", "projector", "llm"]},
         {"trains": ["vision", "projector"], "vision_blocks": 1},
         {"tuning": Tuning("lora", "lora", rank=4, alpha=8.0), "learning_rate": 1e-2},
@@ -102,6 +103,9 @@ def test_whatever_is_trained_and_however(store: Store, changes: dict[str, object
     tiny.train(store, ALONE, spec)
     run(store, 2, spec, replace(tiny.ENGINE, micro_batch=1, row_tokens=200))
     assert_alike(store.job(TOGETHER), store.job(ALONE))
+    if "weight_decay" in changes:
+        first = weights(store.job(TOGETHER))["llm.model.layers.0.mlp.up_proj.weight"]
+        assert first.norm() < 0.95 * tiny.build_model(spec, store).llm.model.layers[0].mlp.up_proj.weight.norm()
     if "held_out" in changes:
         validated = [store.job(name).read_metrics()[-1]["validation_loss"] for name in (ALONE, TOGETHER)]
         assert validated[0] == pytest.approx(validated[1], abs=1e-5)
