@@ -14,7 +14,8 @@ import tiny_training as tiny
 import torch
 from test_processes import ALONE, TOGETHER, assert_alike, one_thread, store  # noqa: F401
 
-from prism_sweeps.tracking.records import Store
+from prism_sweeps.config.errors import DataError
+from prism_sweeps.tracking.records import Interrupted, Store
 from prism_sweeps.training import blocks
 from prism_sweeps.training.checkpoint_files import numbered
 from prism_sweeps.training.telemetry import TrainingError
@@ -204,3 +205,41 @@ def test_bad_arithmetic_is_refused(store: Store, changes: dict[str, object], set
         tiny.train(store, ALONE, tiny.stage_spec(**changes), replace(tiny.ENGINE, **settings))
     assert not store.job(ALONE).metrics.exists()
     assert not numbered(store.job(ALONE).checkpoints)
+
+
+def test_a_held_out_image_that_cannot_be_read_is_told_before_training(store: Store):  # noqa: F811
+    spec = tiny.stage_spec(held_out=5)
+    held = tiny.read_corpus(spec, store, tiny.ENGINE, tiny.quiet).held_out
+    image = next(example.conversation.image for example in held if example.conversation.image is not None)
+    image.write_bytes(b"no image any more")
+    with pytest.raises(DataError, match=rf"conversation tiny/\d+: .*{image.name}"):
+        tiny.train(store, ALONE, spec)
+    assert not store.job(ALONE).metrics.exists()
+
+
+def test_bad_steps_in_a_row_are_counted_over_interruptions(store: Store, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    from prism_sweeps.models.vlm import VLM
+
+    honest = VLM.loss
+
+    def loss(self, batch):
+        total, by_source = honest(self, batch)
+        return total * float("nan"), by_source
+
+    monkeypatch.setattr(VLM, "loss", loss)
+    spec = tiny.stage_spec(epochs=12.0, bad_step="skip")
+    for _ in range(2):
+        asked = iter(range(25))
+        with pytest.raises(Interrupted):
+            tiny.train(store, ALONE, spec, stop=lambda asked=asked: next(asked, None) is None)
+    with pytest.raises(TrainingError, match=r"at step 64 \(64 bad steps in a row\)"):
+        tiny.train(store, ALONE, spec)
+
+
+def test_rows_that_a_crash_has_lost_are_told(store: Store, caplog: pytest.LogCaptureFixture):  # noqa: F811
+    asked = iter(range(6))
+    with pytest.raises(Interrupted):
+        tiny.train(store, ALONE, stop=lambda: next(asked, None) is None)
+    store.job(ALONE).truncate_metrics(3)
+    tiny.train(store, ALONE)
+    assert "3 of the 6 metrics rows of this run are lost" in caplog.text

@@ -52,7 +52,7 @@ def packed(indices: Sequence[int], lengths: Sequence[int], ranks: int, row_token
     if lengths[ordered[0]] > row_tokens:
         raise ConfigError(
             f"row_tokens is {row_tokens}, but an example takes {lengths[ordered[0]]} positions; "
-            "give at least as many, or 0 for the language model's context"
+            "give at least as many, or 0"
         )
     tight = _best_fit(ordered, lengths, row_tokens)
     count = -(-len(tight) // ranks) * ranks

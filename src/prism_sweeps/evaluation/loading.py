@@ -16,7 +16,7 @@ from prism_sweeps.models.resize import ImageTransform, image_transform
 from prism_sweeps.models.trained import load_trained, trained_modules
 from prism_sweeps.models.vlm import VLM, build_vlm
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-true": torch.bfloat16}
 # The projector's seed: it is overwritten, since every stage saves the projector.
 ANY_SEED = 0
 
@@ -53,6 +53,13 @@ def load_model(spec: ModelSpec, weights: Path, precision: str, engine: Engine) -
         _last.clear()
         _last[key] = load(spec, weights, precision, device_of(engine))
     return _last[key]
+
+
+def forget() -> None:
+    """Lets go of the model loaded last: what comes next needs its memory."""
+    _last.clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def load(spec: ModelSpec, weights: Path, precision: str, device: torch.device) -> LoadedModel:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -67,10 +68,7 @@ def run_job(
         record.begin(job, engine)
         note(record, f"attempt {record.state()['attempts']} of {job.title}")
         try:
-            work = work_of(job)
-            if world is not None and job.kind == "train":
-                work = functools.partial(work, world=world)
-                world.told_by_first(job.fingerprint)
+            work = work_to_do(job, world)
             with imports_set_aside(), lines_in(record):
                 result = work(job.spec, record, store, engine, report, stop)
         except (Interrupted, KeyboardInterrupt):
@@ -94,6 +92,19 @@ def remember_speed(spec: StageSpec, store: Store, engine: Engine, result: Mappin
         throughput.add(store.root, measured_row(spec, engine, result))
     except StoreError as error:
         LOG.warning("the speed of this job will not be known to later plans: %s", error)
+
+
+def work_to_do(job: Job, world: World | None) -> Callable[..., dict[str, Any]]:
+    """The function that does the job. Before training nothing of an evaluation stays in memory, and others are told."""
+    work = work_of(job)
+    if job.kind == "train":
+        evaluated = sys.modules.get("prism_sweeps.evaluation.loading")
+        if evaluated is not None:
+            evaluated.forget()
+        if world is not None:
+            world.told_by_first(job.fingerprint)
+            return functools.partial(work, world=world)
+    return work
 
 
 def work_of(job: Job) -> Callable[..., dict[str, Any]]:
@@ -154,10 +165,15 @@ def check_parents(job: Job, store: Store) -> None:
         raise StoreError(f"{job.title}: job {fingerprint}, whose weights it needs, has not been run")
 
 
+def is_of_another(error: BaseException) -> bool:
+    """Whether it says no more than that another process of the job has gone."""
+    return isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line; the user's own errors without their class."""
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, RuntimeError) and LOST.search(text):
+    if is_of_another(error):
         return "another process that worked on this job has died; what it said last, or the scheduler, tells why"
     return text if isinstance(error, PrismError) else f"{type(error).__name__}: {text}"
 

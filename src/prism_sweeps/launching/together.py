@@ -15,13 +15,14 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
+from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.foreground import run_here
 from prism_sweeps.launching.local import Outcome
 from prism_sweeps.launching.pool import StopRequests, stop_requests
 from prism_sweeps.launching.progress import Display
-from prism_sweeps.launching.run_job import describe, note, run_job, work_of
+from prism_sweeps.launching.run_job import describe, is_of_another, note, run_job, work_of
 from prism_sweeps.tracking.records import Interrupted, Store
 from prism_sweeps.training.world import World, joined, place_in
 
@@ -34,7 +35,11 @@ def run_together(jobs: Mapping[str, Job], store: Store, engine: Engine, display:
     with joined(place, engine) as world:
         if not world.first:
             follow(jobs, store, engine, world)
-        outcome = run_here(jobs, store, engine, display, run=functools.partial(run_job, world=world))
+        try:
+            outcome = run_here(jobs, store, engine, display, run=functools.partial(run_job, world=world))
+        except BaseException as error:
+            traceback.print_exc()
+            leave(f"prism: {describe(error)}", 130 if isinstance(error, KeyboardInterrupt) else 1)
         if outcome.failed:
             # The others may be waiting in the middle of a step; an orderly farewell would wait for them.
             leave(f"prism: {'; '.join(outcome.failed.values())}", 1)
@@ -62,8 +67,10 @@ def take_part(job: Job, store: Store, engine: Engine, world: World, requests: St
         sys.exit(requests.exit_code)
     except BaseException as error:
         text = f"process {world.rank} of {world.size}: {describe(error)}"
-        note(record, f"{text}\n{traceback.format_exc().rstrip()}")
-        record.put_down_failure(world.rank, text)
+        with contextlib.suppress(StoreError):  # a full disk must not keep this process from leaving
+            note(record, f"{text}\n{traceback.format_exc().rstrip()}")
+            if not is_of_another(error):
+                record.put_down_failure(world.rank, text)
         leave(f"prism: {text}", 1)
 
 

@@ -22,17 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import ATTENTIONS
 from prism_sweeps.models.batch import Documents
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
 
 ROWS = "prism-rows"
 """What our attention on padded rows is called in transformers."""

@@ -298,6 +298,12 @@ class JobRecord:
         """Adds one row, which has a `step`, to the curves."""
         append_rows(self.metrics, [row], durable=False)
 
+    def sync_metrics(self) -> None:
+        """Makes all rows so far durable, before something that counts on them is."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as stream:
+                os.fsync(stream.fileno())
+
     def truncate_metrics(self, step: int) -> None:
         """Drops rows beyond `step`: they belong to work that is about to be done again."""
         rows = self.read_metrics()

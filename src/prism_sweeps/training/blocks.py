@@ -74,6 +74,7 @@ def compile_each(blocks: Iterable[nn.Module]) -> None:
     Their forward functions, because hooks (FSDP's) stay outside then; `Module.compile` would compile nothing at all of
     a block that is recomputed.
     """
+    torch._dynamo.reset()  # what earlier jobs of this process had compiled would count against the limit
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILED)
     for block in blocks:
         block.forward = torch.compile(block.forward)  # type: ignore[method-assign]

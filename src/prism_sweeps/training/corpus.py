@@ -92,7 +92,7 @@ def training_data(
     layouts.check_ranks(spec.stage.global_batch, world.size)
     stage, ordered = spec.stage, corpus.in_order()
     stream = order.batch_stream(stage.batching, ordered, stage.global_batch, spec.seed)
-    rows = row_tokens(spec, engine, corpus.trained)
+    rows = row_tokens(spec, engine, [*corpus.trained, *corpus.held_out])
     packed = stage.batching == "packed"
     batches = [next(stream) for _ in range(steps)]
     # What is compiled for one length of a row is not compiled again for another.

@@ -207,7 +207,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Begins a checkpoint of everything up to `step`; its metrics are on disk before it is."""
-        self.telemetry.read_all()
+        self.telemetry.sync()
         self.checkpoints.begin(step, self.trainer.state(), {"identity": dict(self.identity)})
         self.saved, self.saved_at = step, time.monotonic()
 

@@ -169,9 +169,7 @@ def features_of(
         fill(vlm.vision, transform, images, root, spec.precision, report, stop, how)
     except (Interrupted, DataError) as error:
         failure = error
-    # All have written theirs now, or leave together.
-    if first := next((error for error in world.all_say(failure) if error is not None), None):
-        raise first
+    world.fail_together(failure)  # or all have written theirs
     return FeatureTable(root, images)
 
 
@@ -190,7 +188,9 @@ def resume(trainer: Trainer, record: JobRecord, identity: Mapping[str, int], rep
         )
     if world.first:
         record.truncate_metrics(start)
-        for warning in loaded.damaged:
+        rows = len(record.read_metrics())
+        lost = [f"{start - rows} of the {start} metrics rows of this run are lost"] if rows < start else []
+        for warning in (*loaded.damaged, *lost):
             LOG.warning(warning)
             report(start, trainer.steps, warning)
     return start
@@ -218,7 +218,13 @@ def telemetry(
         peak=None if peak is None else peak * world.size,
         device=world.device,
         report=report,
+        skipped=world.told_by_first(skipped_last(record.read_metrics()) if world.first else 0),
     )
+
+
+def skipped_last(rows: list[dict[str, Any]]) -> int:
+    """How many of the last rows, one after another, are of bad steps."""
+    return next((number for number, row in enumerate(reversed(rows)) if "skipped" not in row), len(rows))
 
 
 def keep_weights(spec: StageSpec, vlm: VLM, record: JobRecord, store: Store, world: World) -> None:

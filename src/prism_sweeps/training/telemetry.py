@@ -91,6 +91,12 @@ class Telemetry:
         while self.waiting:
             self.read(self.waiting.popleft())
 
+    def sync(self) -> None:
+        """`read_all`, and the rows are on the disk afterwards."""
+        self.read_all()
+        if self.record is not None:
+            self.record.sync_metrics()
+
     def read(self, step: Unread) -> None:
         if step.arrived is not None:
             step.arrived.synchronize()
@@ -110,6 +116,7 @@ class Telemetry:
             raise TrainingError(diverged(row["step"], loss, norm, step.data.names, self.skipped))
         if bad:
             row |= {"loss": None, "grad_norm": None, "skipped": list(step.data.names)}
+        if bad and self.record is not None:
             LOG.warning("step %d was skipped: loss %s, gradient norm %s", row["step"], loss, norm)
         self.tell(row)
 

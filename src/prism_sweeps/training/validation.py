@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from prism_sweeps.config.errors import DataError
 from prism_sweeps.data.batching import Example, collate
 from prism_sweeps.data.steps import StepMaker
 from prism_sweeps.models.batch import Batch
@@ -39,7 +40,8 @@ class Validation:
 def validation(vlm: VLM, held_out: Sequence[Example], training: StepMaker, world: World) -> Validation | None:
     """Of these examples, laid out as those of `training` are; None where there are none.
 
-    Images are read anew each time, for there may be many.
+    Images are read anew each time, for there may be many; once now, so that one that cannot be read is a DataError
+    before training and not after it.
     """
     if not held_out:
         return None
@@ -54,4 +56,12 @@ def validation(vlm: VLM, held_out: Sequence[Example], training: StepMaker, world
     def passing(part: Sequence[int]) -> Callable[[], Batch]:
         return lambda: collate([chosen[at] for at in part], [weights[at] for at in part], maker.layout)
 
-    return Validation(vlm, [passing(part) for part in cut], world)
+    passes = [passing(part) for part in cut]
+    failure = None
+    try:
+        for make in passes:
+            make()
+    except DataError as error:
+        failure = error
+    world.fail_together(failure)
+    return Validation(vlm, passes, world)

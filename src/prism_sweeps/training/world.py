@@ -7,6 +7,8 @@ the environment (https://docs.pytorch.org/docs/stable/elastic/run.html#environme
 from __future__ import annotations
 
 import os
+import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,9 @@ import torch.distributed as dist
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
 
-PORTS = range(20_000, 50_000)
-"""From which a SLURM job takes one by its number: below the ports that Linux hands out by itself from 32768 on it is
-seldom taken, and two jobs on a node seldom get the same."""
+PORTS = range(20_000, 32_768)
+"""From which a SLURM job takes one by its number: below those that Linux hands out by itself, and seldom the same for
+two jobs on a node."""
 MEETING = timedelta(minutes=10)
 """How long a process waits for all to have been started."""
 PATIENCE = timedelta(days=7)
@@ -111,7 +113,7 @@ class World:
     control: dist.ProcessGroup | None = None
     """Over CPUs, so that an agreement does not wait for a GPU."""
     saving: dist.ProcessGroup | None = None
-    """Another, of the threads that write checkpoints."""
+    """Another, of the checkpoints' own agreements."""
 
     @property
     def rank(self) -> int:
@@ -150,6 +152,11 @@ class World:
         dist.all_gather_object(held, message, group=self.control)
         return held
 
+    def fail_together(self, failure: Exception | None) -> None:
+        """Raises in every process what has gone wrong in any, the first one's; nothing where nothing has."""
+        if first := next((error for error in self.all_say(failure) if error is not None), None):
+            raise first
+
     def sum_over(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place, on the device."""
         if self.size > 1:
@@ -183,9 +190,24 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
     )
     try:
         groups = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
-        yield World(place, device, *groups)
+        world = World(place, device, *groups)
+        check_own_gpus(world)
+        yield world
     finally:
         dist.destroy_process_group()
+
+
+def check_own_gpus(world: World) -> None:
+    """Raises ConfigError, in all processes, where two of them have the same GPU."""
+    if world.device.type != "cuda":
+        return
+    mine = (socket.gethostname(), str(torch.cuda.get_device_properties(world.device).uuid))
+    shared = {gpu for gpu, count in Counter(world.all_say(mine)).items() if count > 1}
+    if shared:
+        host, gpu = min(shared)
+        raise ConfigError(
+            f"several processes have GPU {gpu} of {host}; start as many a node as it has GPUs, with engine.device=cuda"
+        )
 
 
 def meeting_place(place: Place) -> dist.Store:
