@@ -1,12 +1,12 @@
 """What checkpoints cost a run: steps with one under way against steps without.
 
-    python benchmarks/checkpoint.py [--width 640] [--steps 24] [--rounds 5] [--ranks 1 2] [--folder FOLDER]
+    python benchmarks/checkpoint.py [--width 640] [--steps 40] [--rounds 5] [--ranks 1] [--folder FOLDER]
 
 Trains a random Llama through the package's loop, in blocks in turn: without a checkpoint; with one halfway through the
 block, written in the background; with one that is waited for. A block's time is that of all its steps, begun and
-written checkpoint included. The default is one of 500 MB every 24 steps, some 15 seconds on a slow core;
-where nobody says otherwise, a run has one every 20 seconds. Several processes train under FSDP2 over gloo, a thread
-each.
+written checkpoint included. The default is one of 500 MB every 40 steps, some 20 seconds of a core, which is how often
+a run has one where nobody says otherwise. Several processes (`--ranks 1 2`, thrice the time) train under FSDP2 over
+gloo, a thread each.
 
 First it is asserted that losses with checkpoints are those without, bit for bit, and so are those of a run that goes on
 from one. `step_time_kept` is the time without / with, of each round, written in the background; `cpu_time_kept`
@@ -170,9 +170,11 @@ def table(found: dict[str, Any], steps: int, ranks: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=640, help="channels of the Llama (default: 640, 500 MB)")
-    parser.add_argument("--steps", type=int, default=24, help="of a block, one checkpoint in each (default: 24)")
+    parser.add_argument("--steps", type=int, default=40, help="of a block, one checkpoint in each (default: 40)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="processes (default: 1, then 2)")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[1], help="processes, e.g. 1 2 (default: 1)"
+    )
     parser.add_argument("--folder", help="where checkpoints go (default: the system's temporary folder)")
     parser.add_argument("--quick", action="store_true", help="a small model and few steps, in under a minute")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

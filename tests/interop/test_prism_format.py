@@ -79,7 +79,7 @@ def test_bf16_is_kept_and_can_be_asked_for(folder, tmp_path):
     prism.save(half, tmp_path / "half")
     assert load_file(tmp_path / "half" / "projector.safetensors")["0.weight"].dtype == torch.bfloat16
     assert prism_sweeps.load(tmp_path / "half").precision == "bf16"
-    with pytest.raises(ConfigError, match=r"precision 'fp8'.*valid: bf16, fp32"):
+    with pytest.raises(ConfigError, match=r"precision 'fp8'.*valid: bf16, bf16-true, fp32"):
         prism_sweeps.load(folder, precision="fp8")
 
 
