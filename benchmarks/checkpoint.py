@@ -67,12 +67,12 @@ def made_model(width: int, depth: int = 8) -> ModelSpec:
 def check_equal(make: Callable[[], Bench], folder: Path, steps: int = 4) -> None:
     """Raises AssertionError where a checkpoint changes the steps beside it, or the steps after it are others."""
     half, plain, saving = steps // 2, make(), make()
-    checkpoints = Checkpoints(folder / "check", 2, saving.world.saving)
+    checkpoints = Checkpoints(folder / "check", 2, saving.world.control)
     losses = losses_of(plain.run(steps, checkpoints))
     with_one = losses_of(saving.run(steps, checkpoints, checkpoint_steps=half))
     assert with_one == losses, "checkpoints change the losses"
     again = make()
-    assert load_newest(folder / "check", again.trainer.state(), again.world.saving).step == half
+    assert load_newest(folder / "check", again.trainer.state(), again.world.control).step == half
     again.done = half
     assert losses_of(again.run(steps - half, checkpoints)) == losses[half:], "the steps after a checkpoint are others"
 
@@ -125,9 +125,9 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         check_equal(partial(built, made_model(64, 2), 8, world, store), folder)
         one = built(made_model(options.width), len(WAYS) * options.steps * (options.rounds + 1), world, store)
         ways = {
-            "none": Checkpoints(folder / "none", 2, world.saving),
-            "background": Checkpoints(folder / "background", 2, world.saving),
-            "waited for": WaitedFor(folder / "waited", 2, world.saving),
+            "none": Checkpoints(folder / "none", 2, world.control),
+            "background": Checkpoints(folder / "background", 2, world.control),
+            "waited for": WaitedFor(folder / "waited", 2, world.control),
         }
         size = sum(tensor.numel() * tensor.element_size() for tensor in one.trainer.state().values())
         return {"rounds": timed(one, ways, options.steps, options.rounds), "bytes": size, "rank": world.rank}
@@ -172,9 +172,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=640, help="channels of the Llama (default: 640, 500 MB)")
     parser.add_argument("--steps", type=int, default=40, help="of a block, one checkpoint in each (default: 40)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--ranks", type=int, nargs="+", default=[1], help="processes, e.g. 1 2 (default: 1)"
-    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="processes, e.g. 1 2 (default: 1)")
     parser.add_argument("--folder", help="where checkpoints go (default: the system's temporary folder)")
     parser.add_argument("--quick", action="store_true", help="a small model and few steps, in under a minute")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)

@@ -14,21 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import made_stage
 import numpy as np
 import torch
+from made_stage import SOURCE, random_llama
 from PIL import Image
 
-from prism_sweeps.config.schema import (
-    Backbone,
-    Engine,
-    LanguageModel,
-    Projector,
-    Resize,
-    Resolution,
-    Source,
-    Stage,
-    Tower,
-)
+from prism_sweeps.config.schema import Engine, Tower
 from prism_sweeps.config.specs import ModelSpec, StageSpec
 from prism_sweeps.data.batching import Example
 from prism_sweeps.data.conversations import Conversation
@@ -44,7 +36,6 @@ from prism_sweeps.training.corpus import Corpus, training_data
 from prism_sweeps.training.stage import build_model
 from prism_sweeps.training.world import ALONE, World
 
-SOURCE = "made"
 ENGINE = Engine(name="benchmark", device="cpu")
 WORLD = World(ALONE, torch.device("cpu"))
 COUNT = 2048
@@ -95,38 +86,14 @@ def model_spec(geometry: Geometry) -> ModelSpec:
         patch=geometry.patch,
         prefix_tokens=1,
     )
-    llm = LanguageModel(
-        name="llama",
-        weights="random:2",
-        prompt="in-out",
-        width=geometry.width,
-        depth=geometry.depth,
-        heads=heads,
-        kv_heads=heads,
-        mlp_width=geometry.mlp_width,
-        vocabulary=geometry.vocabulary,
-        context=2048,
-    )
-    return ModelSpec(
-        Backbone("clip", {"clip": tower}),
-        Resolution(str(geometry.pixels), geometry.pixels),
-        Resize("naive", "naive"),
-        Projector("mlp", "mlp"),
-        llm,
-    )
+    llm = random_llama(geometry.width, geometry.depth, heads, geometry.mlp_width, geometry.vocabulary, context=2048)
+    return made_stage.model_spec(tower, geometry.pixels, llm)
 
 
 def stage_spec(geometry: Geometry, batching: str) -> StageSpec:
     """LLaVA's second stage: the tower frozen, the rest trained."""
-    stage = Stage(
-        trains=["projector", "llm"],
-        epochs=1.0,
-        global_batch=geometry.batch,
-        learning_rate=3e-4,
-        weight_decay=0.1,
-        batching=batching,
-    )
-    return StageSpec("finetune", model_spec(geometry), stage, {SOURCE: Source(SOURCE, "chat.json")}, seed=1)
+    spec = made_stage.stage_spec(model_spec(geometry), geometry.batch, batching=batching)
+    return replace(spec, stage=replace(spec.stage, learning_rate=3e-4, weight_decay=0.1))
 
 
 # ---- conversations

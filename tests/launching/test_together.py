@@ -20,7 +20,7 @@ from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.launching.pool import REQUEUE
 from prism_sweeps.tracking.records import Store
-from prism_sweeps.training.world import PORTS, Place, device_of, place_in
+from prism_sweeps.training.world import PORTS, Place, own_device, place_in
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "train_together.py"
@@ -196,7 +196,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match="number 5 of 8 on its node, which has 4 GPUs"):
-        device_of(Engine(), Place(5, 8, 5, 8))
+        own_device(Engine(), Place(5, 8, 5, 8))
 
 
 def test_the_jobs_of_the_script_are_a_chain():

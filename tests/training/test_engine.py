@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import tiny_training as tiny
 import torch
-from test_processes import ALONE, TOGETHER, assert_alike, one_thread, store  # noqa: F401
+from test_processes import ALONE, TOGETHER, assert_alike
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.tracking.records import Interrupted, Store
@@ -38,7 +38,7 @@ from prism_sweeps.training.telemetry import TrainingError
     ],
     ids=str,
 )
-def test_how_it_is_computed_does_not_matter(store: Store, changes: dict[str, object], settings: dict[str, object]):  # noqa: F811
+def test_how_it_is_computed_does_not_matter(store: Store, changes: dict[str, object], settings: dict[str, object]):
     spec = tiny.stage_spec(**changes)
     tiny.train(store, ALONE, spec)
     tiny.train(store, TOGETHER, spec, replace(tiny.ENGINE, **settings))
@@ -48,7 +48,7 @@ def test_how_it_is_computed_does_not_matter(store: Store, changes: dict[str, obj
 @pytest.mark.parametrize("recomputed", ["none", "selective", "full"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_blocks_are_compiled_once_for_all(
-    store: Store,  # noqa: F811
+    store: Store,
     monkeypatch: pytest.MonkeyPatch,
     recomputed: str,
     precision: str,
@@ -68,7 +68,7 @@ def test_blocks_are_compiled_once_for_all(
     assert 2 <= len(graphs) <= 3  # four blocks, five steps
 
 
-def test_a_process_alone_in_bf16_sums_its_passes_up_in_fp32(store: Store):  # noqa: F811
+def test_a_process_alone_in_bf16_sums_its_passes_up_in_fp32(store: Store):
     spec = tiny.stage_spec(precision="bf16")
     tiny.train(store, ALONE, spec)
     tiny.train(store, TOGETHER, spec, replace(tiny.ENGINE, micro_batch=1))
@@ -76,7 +76,7 @@ def test_a_process_alone_in_bf16_sums_its_passes_up_in_fp32(store: Store):  # no
     assert curves[0] == pytest.approx(curves[1], rel=5e-3)
 
 
-def test_features_are_kept_for_the_next_stage(store: Store):  # noqa: F811
+def test_features_are_kept_for_the_next_stage(store: Store):
     engine = replace(tiny.ENGINE, feature_cache=True)
     tiny.train(store, ALONE, tiny.stage_spec(trains=["projector"], max_steps=1), engine)
     kept = {path: path.stat().st_mtime_ns for path in (store.root / "features").rglob("*.safetensors")}
@@ -89,7 +89,7 @@ def test_features_are_kept_for_the_next_stage(store: Store):  # noqa: F811
 
 
 def test_a_bad_step_is_skipped_and_told(
-    store: Store,  # noqa: F811
+    store: Store,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -113,7 +113,7 @@ def test_a_bad_step_is_skipped_and_told(
     assert result["loss"] < rows[0]["loss"]
 
 
-def test_a_jump_of_the_loss_stops_training(store: Store, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_a_jump_of_the_loss_stops_training(store: Store, monkeypatch: pytest.MonkeyPatch):
     from prism_sweeps.models.vlm import VLM
 
     honest, asked = VLM.loss, iter(range(1000))
@@ -127,7 +127,7 @@ def test_a_jump_of_the_loss_stops_training(store: Store, monkeypatch: pytest.Mon
         tiny.train(store, ALONE, tiny.stage_spec(epochs=4.0, spike=3.0))
 
 
-def test_skipping_for_ever_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_skipping_for_ever_is_given_up(store: Store, monkeypatch: pytest.MonkeyPatch):
     from prism_sweeps.models.vlm import VLM
 
     honest = VLM.loss
@@ -141,7 +141,7 @@ def test_skipping_for_ever_is_given_up(store: Store, monkeypatch: pytest.MonkeyP
 # ---- what a run tells
 
 
-def test_rows_tell_losses_by_source_rates_and_memory(store: Store):  # noqa: F811
+def test_rows_tell_losses_by_source_rates_and_memory(store: Store):
     spec = tiny.stage_spec(max_steps=3)
     source = next(iter(spec.sources.values()))
     spec = replace(spec, sources={"tiny": source, "again": replace(source, examples=20)})
@@ -155,7 +155,7 @@ def test_rows_tell_losses_by_source_rates_and_memory(store: Store):  # noqa: F81
         assert row["peak_memory"] > 50 * 2**20
 
 
-def test_validation_is_on_what_is_held_out_and_the_same_for_every_seed(store: Store):  # noqa: F811
+def test_validation_is_on_what_is_held_out_and_the_same_for_every_seed(store: Store):
     engine = replace(tiny.ENGINE, validate_every=4)
     tiny.train(store, ALONE, tiny.stage_spec(held_out=6, max_steps=10), engine)
     rows = store.job(ALONE).read_metrics()
@@ -167,14 +167,14 @@ def test_validation_is_on_what_is_held_out_and_the_same_for_every_seed(store: St
     assert len(corpora[0].trained) == 42
 
 
-def test_a_profile_of_chosen_steps(store: Store):  # noqa: F811
+def test_a_profile_of_chosen_steps(store: Store):
     tiny.train(store, ALONE, tiny.stage_spec(max_steps=4), replace(tiny.ENGINE, profile="2:3"))
     with gzip.open(store.job(ALONE).path / "profile" / "rank0.json.gz") as stream:
         events = json.load(stream)["traceEvents"]
     assert any("addmm" in event.get("name", "") or "mm" in event.get("name", "") for event in events)
 
 
-def test_checkpoints_by_steps(store: Store, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_checkpoints_by_steps(store: Store, monkeypatch: pytest.MonkeyPatch):
     from prism_sweeps.training.saving import Checkpoints
 
     honest, begun = Checkpoints.begin, []
@@ -198,7 +198,7 @@ def test_checkpoints_by_steps(store: Store, monkeypatch: pytest.MonkeyPatch):  #
         ({"batching": "bagged"}, {}, "batching is 'bagged'"),
     ],
 )
-def test_bad_arithmetic_is_refused(store: Store, changes: dict[str, object], settings: dict[str, object], text: str):  # noqa: F811
+def test_bad_arithmetic_is_refused(store: Store, changes: dict[str, object], settings: dict[str, object], text: str):
     from prism_sweeps.config.errors import PrismError
 
     with pytest.raises(PrismError, match=text):
@@ -207,7 +207,7 @@ def test_bad_arithmetic_is_refused(store: Store, changes: dict[str, object], set
     assert not numbered(store.job(ALONE).checkpoints)
 
 
-def test_a_held_out_image_that_cannot_be_read_is_told_before_training(store: Store):  # noqa: F811
+def test_a_held_out_image_that_cannot_be_read_is_told_before_training(store: Store):
     spec = tiny.stage_spec(held_out=5)
     held = tiny.read_corpus(spec, store, tiny.ENGINE, tiny.quiet).held_out
     image = next(example.conversation.image for example in held if example.conversation.image is not None)
@@ -217,7 +217,7 @@ def test_a_held_out_image_that_cannot_be_read_is_told_before_training(store: Sto
     assert not store.job(ALONE).metrics.exists()
 
 
-def test_bad_steps_in_a_row_are_counted_over_interruptions(store: Store, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_bad_steps_in_a_row_are_counted_over_interruptions(store: Store, monkeypatch: pytest.MonkeyPatch):
     from prism_sweeps.models.vlm import VLM
 
     honest = VLM.loss
@@ -236,7 +236,7 @@ def test_bad_steps_in_a_row_are_counted_over_interruptions(store: Store, monkeyp
         tiny.train(store, ALONE, spec)
 
 
-def test_rows_that_a_crash_has_lost_are_told(store: Store, caplog: pytest.LogCaptureFixture):  # noqa: F811
+def test_rows_that_a_crash_has_lost_are_told(store: Store, caplog: pytest.LogCaptureFixture):
     asked = iter(range(6))
     with pytest.raises(Interrupted):
         tiny.train(store, ALONE, stop=lambda: next(asked, None) is None)

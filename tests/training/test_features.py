@@ -26,7 +26,7 @@ from prism_sweeps.models.resize import image_transform, load_image
 from prism_sweeps.models.vision import VisionBackbone, build_vision
 from prism_sweeps.tracking.records import Interrupted
 from prism_sweeps.training import features, image_hashes
-from prism_sweeps.training.features import Damaged, FeatureTable, Filling, cache_bytes, features_root, fill
+from prism_sweeps.training.features import Damaged, FeatureTable, Filling, features_root, fill
 
 BACKBONE = Backbone("pair", {"a": tower(), "b": tower(kwargs={**TINY, "embed_dim": 16}, width=16, where="random:7")})
 RESOLUTION, RESIZE = Resolution("32", 32), Resize("letterbox", "letterbox")
@@ -125,14 +125,6 @@ def test_shards_are_no_larger_than_asked(vision, images, root):
     filled(vision, images, root, batch=2, shard_bytes=5 * 16 * 48 * 4, shard_images=100)
     sizes = [safe_open(path, "np").get_slice("features").get_shape()[0] for path in root.glob("*.safetensors")]
     assert sorted(sizes) == [4, 5], "a part of a batch is not cut off to fill a shard"
-
-
-def test_size_is_told_from_the_config(vision, images, root):
-    filled(vision, images, root)
-    held = sum(path.stat().st_size for path in root.glob("*.safetensors"))
-    assert cache_bytes(BACKBONE, RESOLUTION, "fp32", 9) == 9 * 16 * 48 * 4
-    assert 0 < held - 9 * 16 * 48 * 4 < 4096
-    assert cache_bytes(BACKBONE, RESOLUTION, "bf16-true", 9) == 9 * 16 * 48 * 2
 
 
 def test_training_starts_from_the_same_random_state_as_without(vision, images, root):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import tiny_training as tiny
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
-from safetensors.torch import load_file
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine, Tuning
@@ -23,24 +21,6 @@ from prism_sweeps.training.world import Place, World
 ALONE, TOGETHER = "a" * 16, "b" * 16
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return tiny.open_store(tmp_path / "store")
-
-
-def weights(record: JobRecord) -> dict[str, torch.Tensor]:
-    files = sorted(record.weights.glob("*.safetensors"))
-    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
-
-
 def assert_alike(one: JobRecord, other: JobRecord, losses: float = 1e-5, norms: float = 1e-4) -> None:
     """The same curve and, to what rounding makes of it, the same weights."""
     for mine, theirs in zip(one.read_metrics(), other.read_metrics(), strict=True):
@@ -48,7 +28,7 @@ def assert_alike(one: JobRecord, other: JobRecord, losses: float = 1e-5, norms: 
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=norms)
         for key in ("step", "examples", "tokens", "supervised_tokens", "learning_rate", "flops"):
             assert mine[key] == theirs[key], key
-    mine, theirs = weights(one), weights(other)
+    mine, theirs = tiny.weights(one), tiny.weights(other)
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         # Adam's first steps are those of a gradient's sign, which rounding decides where a gradient is next to nothing.
@@ -104,7 +84,7 @@ def test_whatever_is_trained_and_however(store: Store, changes: dict[str, object
     run(store, 2, spec, replace(tiny.ENGINE, micro_batch=1, row_tokens=200))
     assert_alike(store.job(TOGETHER), store.job(ALONE))
     if "weight_decay" in changes:
-        first = weights(store.job(TOGETHER))["llm.model.layers.0.mlp.up_proj.weight"]
+        first = tiny.weights(store.job(TOGETHER))["llm.model.layers.0.mlp.up_proj.weight"]
         assert first.norm() < 0.95 * tiny.build_model(spec, store).llm.model.layers[0].mlp.up_proj.weight.norm()
     if "held_out" in changes:
         validated = [store.job(name).read_metrics()[-1]["validation_loss"] for name in (ALONE, TOGETHER)]
@@ -178,7 +158,7 @@ def test_stopped_and_gone_on_with_by_as_many_is_the_same_bits(store: Store):
     while ends[-1:] != ["done"]:
         ends += run(store, 2, spec, tiny.ENGINE, stop=StopBefore(draw.randint(2, 5)))
     assert ends.count("interrupted") >= 4
-    mine, theirs = weights(store.job(ALONE)), weights(store.job(TOGETHER))
+    mine, theirs = tiny.weights(store.job(ALONE)), tiny.weights(store.job(TOGETHER))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     losses = [[row["loss"] for row in store.job(name).read_metrics()] for name in (ALONE, TOGETHER)]
     assert losses[0] == losses[1]

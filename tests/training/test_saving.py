@@ -137,8 +137,8 @@ def test_tensors_may_change_while_they_are_written_and_the_next_waits(tmp_path: 
 
 def slow(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Files are not written before the event is set."""
-    allowed, write = threading.Event(), checkpoint_files.save_file
-    monkeypatch.setattr(checkpoint_files, "save_file", lambda *given: allowed.wait(20) and write(*given))
+    allowed, write = threading.Event(), checkpoint_files.write_tensors
+    monkeypatch.setattr(checkpoint_files, "write_tensors", lambda *given: allowed.wait(20) and write(*given))
     return allowed
 
 
@@ -268,7 +268,7 @@ def test_other_model_is_refused(tmp_path: Path):
 
 def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save(tmp_path, "plain", 1)
-    monkeypatch.setattr(checkpoint_files, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint_files, "write_tensors", full_disk)
     checkpoints = Checkpoints(tmp_path, 2, None)
     checkpoints.begin(2, state_of(2, "plain"), {})
     while checkpoints.progress() == Progress.WRITING:
@@ -280,7 +280,7 @@ def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pytes
     assert load(tmp_path, "plain").step == 1
 
 
-def full_disk(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+def full_disk(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
     path.write_bytes(b"half")
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -303,7 +303,7 @@ def test_a_failure_that_is_not_the_disks_names_its_reason(tmp_path: Path, monkey
     def fail(*_: object) -> None:
         raise MemoryError("no room for the header")
 
-    monkeypatch.setattr(checkpoint_files, "save_file", fail)
+    monkeypatch.setattr(checkpoint_files, "write_tensors", fail)
     checkpoints = Checkpoints(tmp_path, 2, None)
     checkpoints.begin(2, state_of(2, "plain"), {})
     with pytest.raises(StoreError, match=r"MemoryError: no room for the header; there is no earlier one"):
@@ -360,7 +360,7 @@ def test_a_full_disk_of_one_process_is_told_to_all(tmp_path: Path):
 
 def save_on_full_disk(folder: Path, rank: int) -> str:
     if dist.get_rank() == rank:
-        checkpoint_files.save_file = full_disk
+        checkpoint_files.write_tensors = full_disk
     with pytest.raises(StoreError) as told:
         save(folder, "rows", 2)
     return str(told.value)
@@ -378,12 +378,12 @@ def test_a_process_killed_while_it_writes(tmp_path: Path, killed: int):
 
 
 def save_and_die(folder: Path, rank: int) -> None:
-    def die(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    def die(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:
         path.write_bytes(b"half")
         if dist.get_rank() == rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint_files.save_file = die
+    checkpoint_files.write_tensors = die
     save(folder, "rows", 2)
 
 

@@ -1,7 +1,6 @@
 """What a stage trains of the modules it names: adapters of the language model, the last blocks of a tower."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tiny_training as tiny
@@ -28,19 +27,6 @@ JOB = "a" * 16
 HERE = World(ALONE, torch.device("cpu"))
 LORA = Tuning("lora", "lora", rank=4, alpha=8.0, dropout=0.1)
 PLAIN = Tuning("lora", "lora", rank=4, alpha=8.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return tiny.open_store(tmp_path / "store")
 
 
 def weights(record: JobRecord, module: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from PIL import Image
+from safetensors.torch import load_file
 
 from prism_sweeps.config.schema import (
     Backbone,
@@ -26,7 +27,7 @@ from prism_sweeps.config.schema import (
 )
 from prism_sweeps.config.specs import ModelSpec, StageSpec
 from prism_sweeps.models.resize import image_transform, load_image
-from prism_sweeps.tracking.records import Interrupted, Store
+from prism_sweeps.tracking.records import Interrupted, JobRecord, Store
 from prism_sweeps.training.corpus import read_corpus
 from prism_sweeps.training.stage import build_model, train_stage
 from prism_sweeps.training.world import Place, World
@@ -150,12 +151,18 @@ def never() -> bool:
     return False
 
 
+def weights(record: JobRecord) -> dict[str, torch.Tensor]:
+    """MODULE.NAME -> tensor of all that a stage has written."""
+    files = sorted(record.weights.glob("*.safetensors"))
+    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def world_here(local_size: int = 0) -> World:
     """The world of a process of `ranks.run_ranks`, so many of them on a node (0: all)."""
     rank, size = dist.get_rank(), dist.get_world_size()
     per_node = local_size or size
     place = Place(rank, size, rank % per_node, per_node)
-    return World(place, torch.device("cpu"), dist.new_group(backend="gloo"), dist.new_group(backend="gloo"))
+    return World(place, torch.device("cpu"), dist.new_group(backend="gloo"))
 
 
 def train_as_one_of_many(

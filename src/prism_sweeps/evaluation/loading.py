@@ -10,6 +10,7 @@ import torch
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import ModelSpec
+from prism_sweeps.models.device import device_of
 from prism_sweeps.models.language import load_tokenizer
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
 from prism_sweeps.models.resize import ImageTransform, image_transform
@@ -74,10 +75,3 @@ def load(spec: ModelSpec, weights: Path, precision: str, device: torch.device) -
         transform=image_transform(spec.backbone, spec.resolution, spec.resize),
         text_positions=spec.llm.context - vlm.vision.patches,
     )
-
-
-def device_of(engine: Engine) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    if engine.device != "auto":
-        return torch.device(engine.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

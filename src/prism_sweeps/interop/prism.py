@@ -23,10 +23,11 @@ from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.plain import from_plain, plain
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import ModelSpec
-from prism_sweeps.evaluation.loading import DTYPES, LoadedModel, device_of
+from prism_sweeps.evaluation.loading import DTYPES, LoadedModel
 from prism_sweeps.interop.card import card
 from prism_sweeps.interop.folders import new_folder
 from prism_sweeps.interop.model import Model
+from prism_sweeps.models.device import device_of
 from prism_sweeps.models.language import load_tokenizer
 from prism_sweeps.models.prompts import prompt_format
 from prism_sweeps.models.resize import image_transform

@@ -36,8 +36,6 @@ def worker_environment(engine: Engine, index: int, workers: int) -> dict[str, st
     environment = dict.fromkeys(THREAD_VARIABLES, str(max(1, cores() // workers)))
     if found := gpus(engine):
         environment["CUDA_VISIBLE_DEVICES"] = found[index % len(found)]
-        # Batches of changing lengths would leave memory in pieces that fit nothing.
-        environment["PYTORCH_ALLOC_CONF"] = os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return environment
 
 

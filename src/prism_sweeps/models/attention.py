@@ -38,8 +38,6 @@ WIDEST_HEAD = 256
 """Channels of a head, as far as FlashAttention 2 goes; they come in eights."""
 AMPERE = (8, 0)
 """The first GPUs that FlashAttention 2 runs on."""
-VARLEN_TAKES = {"scale", "window_size", "enable_gqa"}
-"""Arguments that torch's variable-length attention did not have from its beginning."""
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """What transformers calls the layers that see other positions through attention as it is computed here."""
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
@@ -128,8 +126,6 @@ def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype, head_width:
         return f"needs a GPU, and this is '{device}'"
     if kernel == "flex":
         return None
-    if kernel == "varlen" and not _parameters(varlen_attn) >= VARLEN_TAKES:
-        return f"needs torch 2.13 or newer, and this is {torch.__version__}"
     if kernel == "flash" and not importlib.util.find_spec("flash_attn"):
         return "needs the package flash-attn, which is not installed"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -139,10 +135,6 @@ def _obstacle(kernel: str, device: torch.device, dtype: torch.dtype, head_width:
     if (found := torch.cuda.get_device_capability(device)) < AMPERE:
         return f"needs a GPU of compute capability {AMPERE[0]}.{AMPERE[1]}, and this has {found[0]}.{found[1]}"
     return None
-
-
-def _parameters(function: Callable[..., Any] | None) -> set[str]:
-    return set() if function is None else set(inspect.signature(function).parameters)
 
 
 def _hand_down(base: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, Any] | None:

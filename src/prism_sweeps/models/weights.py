@@ -74,10 +74,10 @@ def private_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """One safetensors file, flushed to the disk. Raises OSError, whose number says why."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
         # It writes from Rust and tells the error number in its text only.
         number = re.search(r"os error (\d+)", str(error))

@@ -36,8 +36,6 @@ def recompute(blocks: Iterable[nn.Module], how: str) -> None:
     full keeps the input of a block alone; selective keeps what attention and every second matrix product gave besides,
     the dearest to compute for their size (as torchtitan does it). Names and results stay the same.
     """
-    if how == "none":
-        return
     settings: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
         settings["context_fn"] = lambda: create_selective_checkpoint_contexts(alternate())

@@ -24,13 +24,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from prism_sweeps.config.errors import StoreError
+from prism_sweeps.models.weights import write_tensors
 from prism_sweeps.tracking.files import sync_folder
 
 FOLDER = re.compile(r"step-(\d{8})")
@@ -60,8 +59,8 @@ def numbered(folder: Path) -> list[Path]:
 # ---- writing
 
 
-def own_part(tensor: Tensor, rank: int) -> Part | None:
-    """What process `rank`, this one, writes of a tensor; None where that is nothing."""
+def written_by(rank: int, tensor: Tensor) -> Part | None:
+    """What process `rank`, which this is, writes of a tensor; None where that is nothing."""
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return Part(tensor, [0] * tensor.dim()) if rank == 0 else None
@@ -104,21 +103,16 @@ def write_part(
         copied.synchronize()
     path = folder / name
     places = {name: {"saved_offsets": place} for name, place in offsets.items()}
-    try:
-        save_file(tensors, path, {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)})
-    except SafetensorError as error:
-        # It writes from Rust and tells the error number in its text only.
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
-    sync_file(path)
+    write_tensors(path, tensors, {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)})
     return {name: {"bytes": path.stat().st_size, "crc32": checksum(path)}}
 
 
 def write_state(folder: Path, content: dict[str, Any]) -> None:
-    path = folder / STATE
     written = {"version": VERSION, "crc32": checksum_of(content), "content": content}
-    path.write_text(json.dumps(written), encoding="utf-8")
-    sync_file(path)
+    with (folder / STATE).open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(written))
+        stream.flush()
+        os.fsync(stream.fileno())
     sync_folder(folder)
 
 
@@ -126,11 +120,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError):
         return "the disk is full" if error.errno in FULL else str(error)
     return f"{type(error).__name__}: {error}"
-
-
-def sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def checksum(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -41,7 +42,8 @@ class Corpus:
         shown = (example.conversation.image for example in (*self.trained, *self.held_out))
         return list(dict.fromkeys(image for image in shown if image is not None))
 
-    def in_order(self) -> order.Corpus:
+    @cached_property
+    def sizes(self) -> order.Corpus:
         """What decides the order of those that are trained on."""
         return order.Corpus(
             [example.length for example in self.trained],
@@ -76,7 +78,7 @@ def steps_of(spec: StageSpec, corpus: Corpus) -> int:
     if spec.stage.epochs is None:
         raise ConfigError(f"stage '{spec.name}' has no epochs; resolve them against the schedule first")
     stage = spec.stage
-    return order.steps_in(stage.batching, corpus.in_order(), stage.global_batch, stage.epochs, spec.max_steps)
+    return order.steps_in(stage.batching, corpus.sizes, stage.global_batch, stage.epochs, spec.max_steps)
 
 
 def training_data(
@@ -90,17 +92,17 @@ def training_data(
 ) -> StepMaker:
     """The data of every step. Raises ConfigError for arithmetic that cannot work out."""
     layouts.check_ranks(spec.stage.global_batch, world.size)
-    stage, ordered = spec.stage, corpus.in_order()
-    stream = order.batch_stream(stage.batching, ordered, stage.global_batch, spec.seed)
+    stage, sizes = spec.stage, corpus.sizes
+    stream = order.batch_stream(stage.batching, sizes, stage.global_batch, spec.seed)
     rows = row_tokens(spec, engine, [*corpus.trained, *corpus.held_out])
     packed = stage.batching == "packed"
     batches = [next(stream) for _ in range(steps)]
     # What is compiled for one length of a row is not compiled again for another.
-    positions = min(rows, even(max(sum(ordered.lengths[i] for i in batch) for batch in batches)))
+    positions = min(rows, even(max(sum(sizes.lengths[i] for i in batch) for batch in batches)))
     layout = layout_of(spec, packed, positions if packed and compiled else 0, features)
     return StepMaker(
         examples=corpus.trained,
-        words=ordered.words,
+        words=sizes.words,
         batches=batches,
         layout=layout,
         loss=stage.loss,

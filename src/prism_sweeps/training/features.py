@@ -85,13 +85,6 @@ def _by_content(weights: dict[int, str], pixels: int) -> dict[int, str]:
     return {**weights, pixels: f"file#{file_hash(path)}"} if path.is_file() else weights
 
 
-def cache_bytes(backbone: Backbone, resolution: Resolution, precision: str, images: int) -> int:
-    """Size of the features of so many different images, from the config alone."""
-    towers = list(backbone.towers.values())
-    patches = (resolution.pixels // towers[0].patch) ** 2
-    return images * patches * sum(tower.width for tower in towers) * kept_dtype(precision).itemsize
-
-
 def kept_dtype(precision: str) -> torch.dtype:
     """That in which frozen towers compute in training: all of them in bfloat16 but where everything is fp32."""
     return torch.float32 if precision == "fp32" else torch.bfloat16

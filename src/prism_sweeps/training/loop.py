@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from prism_sweeps.models.vlm import VLM
 from prism_sweeps.tracking.records import Interrupted
 from prism_sweeps.training.optimiser import Group, build_optimiser, schedule, set_learning_rate
 from prism_sweeps.training.saving import Checkpoints, Progress
-from prism_sweeps.training.sharding import hold_between_passes, like, own_part, shard_group
+from prism_sweeps.training.sharding import hold_between_passes, like, local_part, shard_group
 from prism_sweeps.training.telemetry import Telemetry
 from prism_sweeps.training.world import World
 
@@ -70,7 +71,7 @@ class Trainer:
         named = dict(self.vlm.named_parameters())
         self.parameters = {name: named[name] for group in self.groups for name in group.names}
         self.parts = {
-            name: parameter if own_part(parameter) is parameter else nn.Parameter(own_part(parameter.detach()))
+            name: parameter if local_part(parameter) is parameter else nn.Parameter(local_part(parameter.detach()))
             for name, parameter in self.parameters.items()
         }
         self.optimiser = build_optimiser(self.groups, self.parts, self.stage)
@@ -112,7 +113,7 @@ class Trainer:
             gradient = self.parameters[name].grad
             # Where several processes run, even a projector that saw no image has a gradient, of zeros.
             seen = with_images or name.startswith("llm.")
-            part.grad = None if gradient is None or not seen else own_part(gradient)
+            part.grad = None if gradient is None or not seen else local_part(gradient)
         held = [part.grad for part in self.parts.values() if part.grad is not None]
         # In fp32 also where gradients are not; a sum of squares in bf16 loses most of its terms.
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in held]
@@ -173,7 +174,7 @@ class Run:
             assert isinstance(batch, StepData)
             found = self.trainer.step(step, batch)
             times = {"seconds": time.perf_counter() - began, "data_wait": waited}
-            self.telemetry.stepped(step, batch, found, times | self.validated(step))
+            self.telemetry.stepped(step, batch, found, times, partial(self.validated, step))
             self.profile()
         self.telemetry.read_all()
         self.checkpoints.finish()

@@ -11,13 +11,13 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,18 +32,17 @@ from prism_sweeps.training.checkpoint_files import (
     described,
     event_after,
     numbered,
-    own_part,
     read_parts,
     read_state,
     reason,
     write_part,
     write_state,
+    written_by,
 )
+from prism_sweeps.training.world import by_first, gathered, rank_in
 
 UNSEEN = ".tmp-"
 """How folders begin that are no checkpoint yet or no longer; those of an earlier attempt are what a kill left."""
-
-Result = TypeVar("Result")
 
 
 class Progress(enum.IntEnum):
@@ -108,7 +107,7 @@ class Checkpoints:
         began = time.monotonic()
         self.finish()
         waited = time.monotonic() - began
-        parts = {name: part for name, tensor in tensors.items() if (part := own_part(tensor, self.rank)) is not None}
+        parts = {name: part for name, tensor in tensors.items() if (part := written_by(self.rank, tensor)) is not None}
         copies = {name: self._copied(name, part.tensor) for name, part in parts.items()}
         offsets = {name: part.offsets for name, part in parts.items()}
         copied = event_after(parts.values())
@@ -236,36 +235,3 @@ def check_files(path: Path, files: Files, group: dist.ProcessGroup | None) -> No
 def remove_all(folder: Path) -> None:
     """Removes every checkpoint and whatever a crash left beside them."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-# ---- between processes
-
-
-def rank_in(group: dist.ProcessGroup | None) -> int:
-    return 0 if group is None else dist.get_rank(group)
-
-
-def gathered(message: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    """What every process says, by rank."""
-    if group is None:
-        return [message]
-    held: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(held, message, group=group)
-    return held
-
-
-def by_first(action: Callable[[], Result], group: dist.ProcessGroup | None) -> Result:
-    """What `action` returns or raises in the first process, in every one."""
-    if group is None:
-        return action()
-    held: list[Any] = [None, None]
-    if dist.get_rank(group) == 0:
-        try:
-            held[0] = action()
-        except Exception as error:  # it is raised below, everywhere
-            held[1] = error
-    dist.broadcast_object_list(held, group_src=0, group=group)
-    result, error = held
-    if error is not None:
-        raise error
-    return result

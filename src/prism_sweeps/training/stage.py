@@ -83,7 +83,7 @@ def train(
     trainer = build_trainer(spec, vlm, steps, engine, world)
     features = features_of(spec, vlm, corpus, store, engine, report, stop, world)
     data = training_data(spec, corpus, engine, steps, world, compiled(engine, world), features)
-    checkpoints = Checkpoints(record.checkpoints, engine.keep_checkpoints, world.saving)
+    checkpoints = Checkpoints(record.checkpoints, engine.keep_checkpoints, world.control)
     identity = {
         "steps": steps,
         "examples": len(corpus.trained),
@@ -178,7 +178,7 @@ def resume(trainer: Trainer, record: JobRecord, identity: Mapping[str, int], rep
 
     `identity` is what a checkpoint must have been made with (steps, conversations). Raises StoreError when it was not.
     """
-    loaded = load_newest(record.checkpoints, trainer.state(), world.saving)
+    loaded = load_newest(record.checkpoints, trainer.state(), world.control)
     start = loaded.step or 0
     if loaded.step is not None and loaded.state["identity"] != identity:
         raise StoreError(
@@ -231,7 +231,7 @@ def keep_weights(spec: StageSpec, vlm: VLM, record: JobRecord, store: Store, wor
     """Writes what differs from its pretrained weights; in bf16 as such, as the reference's models are published."""
     dtype = None if spec.precision == "fp32" else torch.bfloat16
     with record.writing_weights() if world.first else nullcontext(record.path) as folder:
-        save_trained(vlm, folder, modules_to_save(spec, store), dtype)
+        save_trained(vlm, folder, modules_to_save(spec, store), dtype, world.control)
     world.told_by_first(None)  # they are in place before anybody goes on
 
 

@@ -44,6 +44,8 @@ class Unread:
     """loss, gradient norm, bad, then the sums by source: 3 + K, on the CPU once `arrived`."""
     arrived: torch.cuda.Event | None
     """On a GPU, when they are."""
+    ended: torch.cuda.Event | None
+    """And when what was computed beside the step, its validation, had been too."""
 
 
 @dataclass
@@ -63,26 +65,34 @@ class Telemetry:
     report: Report
     waiting: deque[Unread] = field(default_factory=deque)
     before: torch.cuda.Event | None = None
-    """When the step read last had been done."""
+    """When all of the step read last had been done."""
     skipped: int = 0
     """Bad steps in a row."""
     logged: float = 0.0
 
-    def stepped(self, step: int, data: StepData, found: Found, also: Mapping[str, float]) -> None:
+    def stepped(
+        self,
+        step: int,
+        data: StepData,
+        found: Found,
+        times: Mapping[str, float],
+        beside: Callable[[], Mapping[str, float]],
+    ) -> None:
         """Takes note of a step (from 0), and reads what has arrived of those before.
 
-        `also` goes into its row: `seconds`, as seen from this side, and `data_wait` at least. Raises TrainingError for
-        a bad step that is not to be skipped.
+        `times` are its `seconds`, as seen from this side, and its `data_wait`; what `beside` computes goes into its row
+        and not into its time. Raises TrainingError for a bad step that is not to be skipped.
         """
         numbers = torch.cat([torch.stack([found.loss, found.grad_norm, found.bad]), found.by_source_K])
-        arrived = None
+        arrived = ended = None
         if self.device.type == "cuda":
             numbers = numbers.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event(enable_timing=True)
-            arrived.record()
+            arrived = recorded()
             self.read_all()  # the step before: the device is busy with this one meanwhile
-        row = {"step": step + 1, "learning_rate": found.learning_rate, **counts(data), **also}
-        self.waiting.append(Unread(row, data, numbers, arrived))
+        row = {"step": step + 1, "learning_rate": found.learning_rate, **counts(data), **times, **beside()}
+        if arrived is not None:
+            ended = recorded()
+        self.waiting.append(Unread(row, data, numbers, arrived, ended))
         if arrived is None:
             self.read_all()
 
@@ -102,7 +112,7 @@ class Telemetry:
             step.arrived.synchronize()
             if self.before is not None:
                 step.row["seconds"] = self.before.elapsed_time(step.arrived) / 1000
-            self.before = step.arrived
+            self.before = step.ended
         loss, norm, bad, *sums = step.numbers.tolist()
         row = {"step": step.row["step"], "loss": loss, "grad_norm": norm, **step.row}
         row |= {
@@ -143,6 +153,13 @@ class Telemetry:
         if self.record is not None and (last or time.monotonic() - self.logged >= LOG_SECONDS):
             self.logged = time.monotonic()
             LOG.info("step %d of %d: %s, %.0f tokens/s", row["step"], self.steps, text, row["tokens_per_second"])
+
+
+def recorded() -> torch.cuda.Event:
+    """When the device has done all it was asked for until now."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def counts(data: StepData) -> dict[str, int]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
+from prism_sweeps.models.device import device_of
+
+Result = TypeVar("Result")
 
 PORTS = range(20_000, 32_768)
 """From which a SLURM job takes one by its number: below those that Linux hands out by itself, and seldom the same for
@@ -112,8 +115,6 @@ class World:
     device: torch.device
     control: dist.ProcessGroup | None = None
     """Over CPUs, so that an agreement does not wait for a GPU."""
-    saving: dist.ProcessGroup | None = None
-    """Another, of the checkpoints' own agreements."""
 
     @property
     def rank(self) -> int:
@@ -138,19 +139,11 @@ class World:
 
     def told_by_first(self, message: Any) -> Any:
         """What the first process says; the others' `message` is ignored."""
-        if self.control is None:
-            return message
-        held = [message]
-        dist.broadcast_object_list(held, src=0, group=self.control)
-        return held[0]
+        return by_first(lambda: message, self.control)
 
     def all_say(self, message: Any) -> list[Any]:
         """Everyone's message, by rank."""
-        if self.control is None:
-            return [message]
-        held: list[Any] = [None] * self.size
-        dist.all_gather_object(held, message, group=self.control)
-        return held
+        return gathered(message, self.control)
 
     def fail_together(self, failure: Exception | None) -> None:
         """Raises in every process what has gone wrong in any, the first one's; nothing where nothing has."""
@@ -164,6 +157,36 @@ class World:
         return tensor
 
 
+def rank_in(group: dist.ProcessGroup | None) -> int:
+    return 0 if group is None else dist.get_rank(group)
+
+
+def gathered(message: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """What every process of `group` says, by rank; None is a process alone."""
+    if group is None:
+        return [message]
+    held: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(held, message, group=group)
+    return held
+
+
+def by_first(action: Callable[[], Result], group: dist.ProcessGroup | None) -> Result:
+    """What `action` returns or raises in the first process of `group`, in every one."""
+    if group is None:
+        return action()
+    held: list[Any] = [None, None]
+    if dist.get_rank(group) == 0:
+        try:
+            held[0] = action()
+        except Exception as error:  # it is raised below, everywhere
+            held[1] = error
+    dist.broadcast_object_list(held, group_src=0, group=group)
+    result, error = held
+    if error is not None:
+        raise error
+    return cast("Result", result)
+
+
 ALONE = Place()
 
 
@@ -173,7 +196,7 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
 
     Raises ConfigError when there are fewer GPUs on a node than its processes.
     """
-    device = device_of(engine, place)
+    device = own_device(engine, place)
     if place.size == 1:
         try:
             yield World(place, device)
@@ -189,8 +212,7 @@ def joined(place: Place, engine: Engine) -> Iterator[World]:
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        groups = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
-        world = World(place, device, *groups)
+        world = World(place, device, dist.new_group(backend="gloo", timeout=PATIENCE))
         check_own_gpus(world)
         yield world
     finally:
@@ -221,24 +243,20 @@ def meeting_place(place: Place) -> dist.Store:
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def device_of(engine: Engine, place: Place = ALONE) -> torch.device:
-    """`auto` is the GPU where there is one; of several processes on a node each has its own."""
-    if engine.device == "cpu" or (engine.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    # Batches of changing lengths would leave memory in pieces that fit nothing.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if engine.device not in ("auto", "cuda"):
-        named = torch.device(engine.device)
-        if named.type == "cuda":
-            torch.cuda.set_device(named)
-        return named
-    found = torch.cuda.device_count()
-    if place.local_size == 1 or found == 1:  # a launcher may show each process its own GPU only
-        return torch.device("cuda", 0)
-    if place.local_rank >= found:
-        raise ConfigError(
-            f"process {place.rank} is number {place.local_rank} of {place.local_size} on its node, which has {found} "
-            f"GPUs; start at most {found} processes a node"
-        )
-    torch.cuda.set_device(place.local_rank)
-    return torch.device("cuda", place.local_rank)
+def own_device(engine: Engine, place: Place) -> torch.device:
+    """The device that the engine names; of several processes on a node each has a GPU of its own."""
+    device = device_of(engine)
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        found = torch.cuda.device_count()
+        # A launcher may show each process its own GPU only.
+        number = 0 if place.local_size == 1 or found == 1 else place.local_rank
+        if number >= found:
+            raise ConfigError(
+                f"process {place.rank} is number {number} of {place.local_size} on its node, which has {found} GPUs; "
+                f"start at most {found} processes a node"
+            )
+        device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
