@@ -22,6 +22,8 @@ from prism_sweeps.config.schema import GROUPS, Cell, Study
 __all__ = ["DesignSpace", "cell_from_plain", "compose_cell", "design_space", "load_study", "plain", "spec_from_plain"]
 
 KINDS: dict[str, type] = get_type_hints(Cell)
+OPEN = ("cluster.options", "cluster.overrides")
+"""Where a key may be new: `checks` knows which ones mean something."""
 
 
 class DesignSpace:
@@ -84,7 +86,7 @@ def _typed(group: str, choice: str, content: DictConfig, overrides: Mapping[str,
     for key, value in overrides.items():
         _check_path(typed, key, f"{group}={choice}")
         with translated(f"{key}={value}"):
-            OmegaConf.update(typed, key, value, merge=True)
+            OmegaConf.update(typed, key, value, merge=True, force_add=_is_open(key))
     with translated(f"{group}/{choice}.yaml"):
         missing = OmegaConf.missing_keys(typed)
         if missing:
@@ -98,8 +100,14 @@ def _merged(typed: DictConfig, content: DictConfig | dict[str, Any]) -> DictConf
     return merged
 
 
+def _is_open(key: str) -> bool:
+    return any(key.startswith(f"{place}.") for place in OPEN)
+
+
 def _check_path(node: Any, key: str, where: str) -> None:
     walked: list[str] = []
+    if _is_open(key):
+        return
     for part in key.split("."):
         if not isinstance(node, DictConfig):
             raise ConfigError(f"'{key}': {'.'.join(walked)} has no keys inside it; set it whole")

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 AXES = ("backbone", "resolution", "resize", "projector", "llm", "stages", "tuning", "data_mix", "schedule")
 """The design axes: one config group each."""
-GROUPS = (*AXES, "suite", "engine", "tracking", "store")
+GROUPS = (*AXES, "suite", "engine", "cluster", "tracking", "store")
 """Every config group a cell takes one choice of."""
 
 STRATEGIES = ("letterbox", "naive", "crop")
@@ -34,6 +34,7 @@ LOSSES = ("token-mean", "micro-batch-mean")
 BAD_STEPS = ("stop", "skip")
 SHARDINGS = ("full", "grad-only", "hybrid")
 RECOMPUTATIONS = ("none", "selective", "full")
+CLUSTERS = ("local", "slurm")
 ATTENTIONS = ("auto", "by-document", "flex", "varlen", "flash")
 HALVES = ("align", "instruct")
 """The halves of a data mix."""
@@ -42,6 +43,16 @@ HALVES = ("align", "instruct")
 def local(default: Any = MISSING) -> Any:
     """A field that cannot change a result."""
     return field(default=default, metadata={"changes_result": False})
+
+
+def local_dict() -> Any:
+    """An empty dict that cannot change a result."""
+    return field(default_factory=dict, metadata={"changes_result": False})
+
+
+def local_list() -> Any:
+    """An empty list that cannot change a result."""
+    return field(default_factory=list, metadata={"changes_result": False})
 
 
 ORDERED = {"ordered": True}
@@ -317,6 +328,59 @@ class Engine:
 
 
 @dataclass
+class Request:
+    """What one allocation asks SLURM for; null leaves it to the cluster's defaults."""
+
+    partition: str | None = local(None)
+    """One, or several with commas between."""
+    account: str | None = local(None)
+    qos: str | None = local(None)
+    time: str | None = local(None)
+    """As sbatch has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, ..."""
+    nodes: int = local(1)
+    gpus_per_node: int = local(0)
+    tasks_per_node: int | None = local(None)
+    """Processes a node that train one model together; null is one for each GPU, and one where there is none."""
+    cpus_per_task: int | None = local(None)
+    memory: str | None = local(None)
+    """A node's, as sbatch has it (64G)."""
+    constraint: str | None = local(None)
+    exclude: str | None = local(None)
+    """Nodes to keep away from."""
+    options: dict[str, Any] = local_dict()
+    """Any other option of sbatch: name without dashes -> value, true for one that has none."""
+
+
+@dataclass
+class Cluster(Request):
+    """Where a sweep runs: on this machine, or as SLURM jobs that ask for what is said here."""
+
+    name: str = local("local")
+    kind: str = local("local")
+    """local | slurm"""
+    overrides: dict[str, dict[str, Any]] = local_dict()
+    """What some jobs ask for instead. Name -> fields of the request; a job has a name when it is its kind (train,
+    evaluate, report), its stage, benchmark, llm or backbone, and `finetune+vicuna-v15-13b` when it has both. Later
+    entries win."""
+    max_parallel: int | None = local(None)
+    """Allocations of one study that run at a time."""
+    jobs_per_allocation: int = local(1)
+    """Jobs side by side in one allocation, each with its share of the GPUs, for jobs that fit a part of a node."""
+    setup: list[str] = local_list()
+    """Shell lines before the job starts (module load, source, export)."""
+    container: str | None = local(None)
+    """Put before `python` in a job: apptainer exec --nv image.sif"""
+    python: str | None = local(None)
+    """Interpreter of jobs; null is the one that submits."""
+    notice_seconds: int = local(120)
+    """How long before its time limit a job is told to write a checkpoint."""
+    report: bool = local(True)
+    """Whether a last job brings MLflow and the report up to date, and submits again what nodes and limits ended."""
+    gpu: str | None = local(None)
+    """Kind of GPU (h100-80gb, a100-40gb, ...) for estimates before anything was measured."""
+
+
+@dataclass
 class Tracking:
     name: str = local()
     mlflow: bool = local(True)
@@ -347,6 +411,7 @@ class Cell:
     schedule: Schedule = field(default_factory=Schedule)
     suite: Suite = field(default_factory=Suite)
     engine: Engine = field(default_factory=Engine)
+    cluster: Cluster = field(default_factory=Cluster)
     tracking: Tracking = field(default_factory=Tracking)
     store: Store = field(default_factory=Store)
     seed: int = 1

@@ -20,7 +20,7 @@ from prism_sweeps.config.schema import AXES, GROUPS, Block, Study
 Point = dict[str, Any]
 
 VARY = ("product", "one-at-a-time", "together")
-PLACE = ("engine", "tracking", "store")
+PLACE = ("engine", "cluster", "tracking", "store")
 """Where a plan runs: the same for all its cells, so no axis."""
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.names import check_study_name
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
 from prism_sweeps.config.published import Published
-from prism_sweeps.config.schema import AXES, GROUPS, Cell, Engine, Store, Study, Tracking
+from prism_sweeps.config.schema import AXES, GROUPS, Cell, Cluster, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.cost import job_cost
 from prism_sweeps.planning.estimates import Measured, estimate
@@ -56,6 +56,7 @@ class Plan:
     engine: Engine
     tracking: Tracking
     store: Store
+    cluster: Cluster = field(default_factory=Cluster)
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-able data."""
@@ -95,6 +96,7 @@ def make_plan(study_or_overrides: Sequence[str], name: str | None = None, config
         engine=base.cell.engine,
         tracking=base.cell.tracking,
         store=base.cell.store,
+        cluster=base.cell.cluster,
     )
 
 

@@ -22,7 +22,7 @@ from prism_sweeps.tracking.records import Store
 
 FORMAT = 1
 """Goes into digests: a change of what is imported imports everything again."""
-PLACES = ("engine", "tracking", "store", "suite")
+PLACES = ("engine", "cluster", "tracking", "store", "suite")
 VALUE_LENGTH = 500
 NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
 
