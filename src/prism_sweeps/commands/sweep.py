@@ -19,6 +19,10 @@ from prism_sweeps.tracking.records import Store
 def run(arguments: Namespace) -> int:
     plan = plan_of(arguments)
     store = open_store(plan.store, arguments)
+    if plan.cluster.kind == "slurm":
+        from prism_sweeps.commands import submitting
+
+        return submitting.run(arguments, plan, store, expected(plan))
     store.study(plan.study).write_plan(plan.to_plain())
     if plan.tracking.mlflow:
         create_in_background(store, plan.tracking.uri)

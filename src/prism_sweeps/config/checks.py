@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Formatter
 
 from prism_sweeps.config import schema
+from prism_sweeps.config.cluster import check_cluster
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Engine, LanguageModel, Stage, Tower
@@ -30,6 +31,22 @@ def check_cell(cell: Cell, choices: Choices, config_dir: Path | None = None) -> 
     _check_projector(cell, choices)
     _check_tuning(cell, choices)
     _check_suite(cell, choices)
+
+
+def check_place(cell: Cell, choices: Choices, config_dir: Path | None = None) -> None:
+    """Raise ConfigError for a cluster that cannot be meant. It is the same for all cells of a plan."""
+    check_cluster(cell.cluster, f"cluster={choices['cluster']}", _job_names(cell, config_dir))
+
+
+def _job_names(cell: Cell, config_dir: Path | None) -> set[str]:
+    """What a job of any cell can be called by, besides its kind."""
+    space = design_space(config_dir)
+    return {
+        *cell.stages.chain,
+        *(stage for choice in space.choices("stages") for stage in space.part("stages", choice, {}).chain),
+        *cell.suite.benchmarks,
+        *(name for group in ("llm", "backbone", "benchmark") for name in space.choices(group)),
+    }
 
 
 def patches(tower: Tower, pixels: int) -> int:

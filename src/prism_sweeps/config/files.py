@@ -7,6 +7,7 @@ milliseconds; a test holds the result equal to the public `compose`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -49,6 +50,8 @@ def _packaged() -> Path:
 
 PACKAGED = _packaged()
 """The package's own files: module `prism_sweeps.conf`, which is the repository's folder `conf/`."""
+
+BARE_TIME = re.compile(r"\btime:\s*(\d+(?::\d+)+)")
 
 
 class ChoiceFiles:
@@ -98,6 +101,8 @@ class ChoiceFiles:
 
     def load(self, group: str, choice: str) -> DictConfig:
         """`{group: its content}` of one choice, the files it names in its defaults list merged in, not yet typed."""
+        if group == "cluster":
+            self._check_times(choice)
         with translated(f"{group}/{choice}.yaml"):
             wanted = [self.parse(f"+{group}='{choice}'")]
             order = create_defaults_list(self._repository, None, wanted, prepend_hydra=False, skip_missing=False)
@@ -106,6 +111,14 @@ class ChoiceFiles:
         if foreign:
             raise ConfigError(f"{group}/{choice}.yaml sets '{foreign[0]}': a choice sets only its own group '{group}'")
         return content
+
+    def _check_times(self, choice: str) -> None:
+        """YAML reads 12:00:00 as the number 43200, which sbatch would take for minutes."""
+        for folder in self.folders:
+            file = folder / "cluster" / f"{choice}.yaml"
+            found = BARE_TIME.search(file.read_text(encoding="utf-8")) if file.exists() else None
+            if found:
+                raise ConfigError(f"{file}: time {found[1]} needs quotes: '{found[1]}'")
 
 
 def _checked(config_dir: Path) -> Path:

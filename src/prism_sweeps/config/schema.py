@@ -40,19 +40,13 @@ HALVES = ("align", "instruct")
 """The halves of a data mix."""
 
 
+LOCAL = {"changes_result": False}
+"""Metadata of a field that cannot change a result."""
+
+
 def local(default: Any = MISSING) -> Any:
     """A field that cannot change a result."""
-    return field(default=default, metadata={"changes_result": False})
-
-
-def local_dict() -> Any:
-    """An empty dict that cannot change a result."""
-    return field(default_factory=dict, metadata={"changes_result": False})
-
-
-def local_list() -> Any:
-    """An empty list that cannot change a result."""
-    return field(default_factory=list, metadata={"changes_result": False})
+    return field(default=default, metadata=LOCAL)
 
 
 ORDERED = {"ordered": True}
@@ -347,7 +341,9 @@ class Request:
     constraint: str | None = local(None)
     exclude: str | None = local(None)
     """Nodes to keep away from."""
-    options: dict[str, Any] = local_dict()
+    jobs_per_allocation: int = local(1)
+    """Jobs side by side in one allocation of one node, each with a GPU of its own, where a job needs no more."""
+    options: dict[str, Any] = field(default_factory=dict, metadata=LOCAL)
     """Any other option of sbatch: name without dashes -> value, true for one that has none."""
 
 
@@ -358,15 +354,13 @@ class Cluster(Request):
     name: str = local("local")
     kind: str = local("local")
     """local | slurm"""
-    overrides: dict[str, dict[str, Any]] = local_dict()
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict, metadata=LOCAL)
     """What some jobs ask for instead. Name -> fields of the request; a job has a name when it is its kind (train,
-    evaluate, report), its stage, benchmark, llm or backbone, and `finetune+vicuna-v15-13b` when it has both. Later
-    entries win."""
+    evaluate, report), its stage, benchmark, llm or backbone; `finetune_and_vicuna-v15-13b` is for those that have both.
+    Later entries win."""
     max_parallel: int | None = local(None)
     """Allocations of one study that run at a time."""
-    jobs_per_allocation: int = local(1)
-    """Jobs side by side in one allocation, each with its share of the GPUs, for jobs that fit a part of a node."""
-    setup: list[str] = local_list()
+    setup: list[str] = field(default_factory=list, metadata=LOCAL)
     """Shell lines before the job starts (module load, source, export)."""
     container: str | None = local(None)
     """Put before `python` in a job: apptainer exec --nv image.sif"""

@@ -160,8 +160,13 @@ class StopRequests:
 def stop_requests() -> Iterator[StopRequests]:
     """Counts a first request to stop instead of dying of it; a second one of the user's raises KeyboardInterrupt.
 
-    A signal that was ignored (nohup) stays so.
+    A signal that was ignored (nohup) stays so. Inside another such block its requests are shared, so that none is lost
+    between the two.
     """
+    outer = signal.getsignal(MAKE_ROOM[0])
+    if isinstance(outer, StopRequests):
+        yield outer
+        return
     requests = StopRequests()
     before = {}
     for number in (signal.SIGINT, signal.SIGHUP, *MAKE_ROOM):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job, StageSpec
+from prism_sweeps.launching.heartbeat import beating
 from prism_sweeps.planning.estimates import measured_row
 from prism_sweeps.tracking import throughput
 from prism_sweeps.tracking.files import explained
@@ -69,15 +70,15 @@ def run_job(
         note(record, f"attempt {record.state()['attempts']} of {job.title}")
         try:
             work = work_to_do(job, world)
-            with imports_set_aside(), lines_in(record):
-                result = work(job.spec, record, store, engine, report, stop)
+            with imports_set_aside(), lines_in(record), beating(record, report) as told:
+                result = work(job.spec, record, store, engine, told, stop)
         except (Interrupted, KeyboardInterrupt):
             record.interrupt()
             note(record, "interrupted; it can be gone on with")
             raise
         except BaseException as error:
             note(record, traceback.format_exc().rstrip())
-            record.fail(record.failure_of_others() or describe(error))
+            record.fail(record.failure_of_others() or describe(error), final=isinstance(error, PrismError))
             raise
         record.finish(result)
         note(record, "done")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from prism_sweeps.config.checks import check_cell
+from prism_sweeps.config.checks import check_cell, check_place
 from prism_sweeps.config.compose import DesignSpace, design_space, load_study
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.fingerprint import Known, fingerprint
@@ -86,6 +86,7 @@ def make_plan(study_or_overrides: Sequence[str], name: str | None = None, config
     grid = with_overrides(study, overrides, space)
     check_rules(grid.study, space)
     base = _Base(*space.cell(grid.study.base))
+    check_place(base.cell, base.choices, config_dir)
     cells, jobs = _cells_and_jobs(_composed(grid, base, space), grid, config_dir)
     return Plan(
         study=name or given or _adhoc_name(grid),

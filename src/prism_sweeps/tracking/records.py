@@ -2,6 +2,7 @@
 
     <root>/store.json             {"version": 1}
     <root>/jobs/<fingerprint>/    config.yaml state.json metrics.jsonl predictions.jsonl checkpoints/ weights/ log lock
+                                  heartbeat, while somebody works on it
     <root>/studies/<name>/        plan.json
 
 Whoever works on a job holds an exclusive `flock` on its `lock`; the kernel lets go of it when the process dies, so a
@@ -43,7 +44,11 @@ from prism_sweeps.tracking.files import (
 )
 
 STORE_VERSION = 1
+COMMIT = "COMMIT"
+"""File beside a snapshot of this package that tells which commit it was taken of."""
 LIBRARIES = ("prism-sweeps", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "tokenizers")
+SILENT_SECONDS = 30.0
+"""Without a sign of life, after which a process on another machine counts as gone."""
 LEFTOVERS = ("weights.tmp-*", ".*.tmp", "failure-*")
 """Of attempts that a crash ended."""
 NEW_STATE: dict[str, Any] = {
@@ -58,7 +63,11 @@ NEW_STATE: dict[str, Any] = {
     "pid": None,
     "commit": None,
     "error": None,
+    "final": False,
+    "failures": 0,
+    "failed_on": [],
     "result": None,
+    "rewinds": 0,
 }
 
 Report = Callable[[int, int, str], None]
@@ -178,6 +187,10 @@ class JobRecord:
     def config(self) -> Path:
         return self.path / "config.yaml"
 
+    @property
+    def heartbeat(self) -> Path:
+        return self.path / "heartbeat"
+
     # ---- state
 
     def state(self) -> dict[str, Any]:
@@ -206,6 +219,8 @@ class JobRecord:
         before = self._written_state()
         if before["status"] == "running":
             before["seconds"] += self._seconds_of_killed(before)
+            # Its last rows may have been seen without having reached the disk, see truncate_metrics.
+            before["rewinds"] |= 1
         self._attempt = (time.time(), cpu_clock())
         self._write_state(
             before
@@ -228,9 +243,32 @@ class JobRecord:
         """Ends the attempt well; `result` is what the job found (JSON-able)."""
         self._end("done", result=result, error=None)
 
-    def fail(self, error: str) -> None:
-        """Ends the attempt badly; the last checkpoint stays."""
-        self._end("failed", error=error)
+    def fail(self, error: str, final: bool = False) -> None:
+        """Ends the attempt badly; the last checkpoint stays. `final`: trying again cannot help."""
+        make_folder(self.path)
+        state = self._written_state()
+        where = [*state["failed_on"], [state["host"], time.time()]]
+        self._end("failed", error=error, final=final, failures=state["failures"] + 1, failed_on=where)
+
+    def mark(self) -> str:
+        """How far the job is, as text that changes when it gets further for good."""
+        newest = max((path.name for path in self.checkpoints.glob("step-*")), default="no checkpoint")
+        answers = self.predictions.stat().st_size if self.predictions.exists() else 0
+        return f"{newest}, {answers} bytes of predictions"
+
+    def count_stall(self, mark: str) -> int:
+        """Notes that an attempt ended at this mark; returns how many in a row have."""
+        state = self._written_state()
+        before = state.get("stalled") or ["", 0]
+        count = before[1] + 1 if before[0] == mark else 1
+        self._write_state(state | {"stalled": [mark, count]})
+        return count
+
+    def forgive(self) -> None:
+        """Forgets failures, for somebody who wants it tried again."""
+        state = self._written_state()
+        if state["failures"] or state["final"]:
+            self._write_state(state | {"failures": 0, "final": False})
 
     def interrupt(self) -> None:
         """Ends the attempt half-way; the next one goes on from the last checkpoint."""
@@ -246,6 +284,7 @@ class JobRecord:
         return found[0].read_text(encoding="utf-8") if found else None
 
     def _end(self, status: str, **fields: Any) -> None:
+        self.sync_metrics()
         state = self._written_state()
         now = time.time()
         if self._attempt is not None:
@@ -254,10 +293,12 @@ class JobRecord:
             state["cpu_seconds"] += max(0.0, cpu_clock() - self._attempt[1])
             self._attempt = None
         self._write_state(state | {"status": status, "finished": now} | fields)
+        self.heartbeat.unlink(missing_ok=True)
 
     def _seconds_of_killed(self, state: dict[str, Any]) -> float:
         """How long an attempt that never ended was seen alive: from its start to its last write."""
-        written = [path.stat().st_mtime for path in (self.log, self.metrics, self.predictions) if path.exists()]
+        files = (self.log, self.metrics, self.predictions, self.heartbeat)
+        written = [path.stat().st_mtime for path in files if path.exists()]
         return max(0.0, max(written, default=0.0) - (state.get("attempt_started") or float("inf")))
 
     def _clear_leftovers(self) -> None:
@@ -277,9 +318,40 @@ class JobRecord:
             if not any(try_lock(descriptor, fcntl.LOCK_EX, pause) for pause in (0.0, 0.01, 0.05, 0.1)):
                 state = self._written_state()
                 raise JobBusy(f"job {self.fingerprint} is being worked on by process {state['pid']} on {state['host']}")
+            self._refuse_while_it_beats()
             yield
         finally:
             os.close(descriptor)
+
+    def _refuse_while_it_beats(self) -> None:
+        """Some shared file systems keep locks to each machine; there a heartbeat tells of a process on another one."""
+        state = self._written_state()
+        if state["status"] == "running" and state["host"] != socket.gethostname():
+            age = self.silence()
+            if age is not None and age < SILENT_SECONDS:
+                raise JobBusy(f"job {self.fingerprint} was alive on {state['host']} {age:.0f} s ago")
+
+    def beat(self, done: int, total: int, text: str) -> None:
+        """Leaves a sign of life that says how far the job is. Losing one in a crash does no harm."""
+        temporary = self.heartbeat.with_name(f".heartbeat.{os.getpid()}.tmp")
+        content = {"done": done, "total": total, "text": text, "host": socket.gethostname(), "pid": os.getpid()}
+        with explained("write", self.heartbeat, "the job goes on"):
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            temporary.replace(self.heartbeat)
+
+    def last_beat(self) -> dict[str, Any] | None:
+        """done, total, text, host and pid of the last sign of life; None where nobody works on the job."""
+        try:
+            return read_json(self.heartbeat, "it is written anew in a moment") if self.heartbeat.exists() else None
+        except StoreError:  # replaced or removed between two looks
+            return None
+
+    def silence(self) -> float | None:
+        """Seconds since the last sign of life, by the clock of the file system: those of machines may differ."""
+        try:
+            return max(0.0, clock_of(self.path) - self.heartbeat.stat().st_mtime)
+        except FileNotFoundError:
+            return None
 
     def busy(self) -> bool:
         """Whether a live process holds the claim."""
@@ -305,14 +377,30 @@ class JobRecord:
                 os.fsync(stream.fileno())
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops rows beyond `step`: they belong to work that is about to be done again."""
+        """Drops rows beyond `step`: they belong to work that is about to be done again.
+
+        The state counts it, once before (or when an attempt begins after a killed one) and once after: while `rewinds`
+        stays the same, rows are only ever added or, where it is odd, only dropped. So who copies the curve elsewhere
+        knows when to begin anew, whatever has crashed.
+        """
         rows = self.read_metrics()
         kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            write_atomic(self.metrics, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        rewinds = self._written_state()["rewinds"]
+        if len(kept) == len(rows) and rewinds % 2 == 0:
+            return
+        self._write_state(self._written_state() | {"rewinds": rewinds | 1})
+        write_atomic(self.metrics, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        self._write_state(self._written_state() | {"rewinds": (rewinds | 1) + 1})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics)
+
+    def curve(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The state, and the rows there are at least in that state: all of them once it is done. Raises StoreError."""
+        while True:
+            state, rows = self.state(), self.read_metrics()
+            if self._written_state()["rewinds"] == state["rewinds"]:
+                return state, rows
 
     def append_predictions(self, rows: list[dict[str, Any]]) -> None:
         """Adds one batch of scored answers, durably."""
@@ -341,6 +429,17 @@ class JobRecord:
                 sync_folder(self.path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def clock_of(folder: Path) -> float:
+    """What time the file system of a folder believes it is: that of a file written just now, else this machine's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b".")
+            probe.flush()
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def try_lock(descriptor: int, kind: int, pause: float) -> bool:
@@ -387,6 +486,9 @@ def library_versions() -> dict[str, str]:
 def source_commit() -> str | None:
     """The git commit of this code, with `-dirty` after it when files differ; None outside of a working copy."""
     folder = Path(__file__).parent
+    kept = folder.parents[1] / COMMIT
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:

@@ -1,0 +1,1 @@
+"""The plan's jobs as SLURM jobs."""

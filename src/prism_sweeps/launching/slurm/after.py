@@ -1,0 +1,131 @@
+"""Run by the batch script when its tasks have ended badly: what to do next, as one line that the script can act on.
+
+again               run the tasks once more in this allocation
+requeue [NODES]     give the allocation back and queue again, keeping away from these nodes
+end                 the job has failed, or there is nothing left to do
+
+python -m prism_sweeps.launching.slurm.after STORE BATCH TASK EXIT_CODE TRIES SECONDS
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prism_sweeps.config.cluster import minutes
+from prism_sweeps.launching.pool import REQUEUE
+from prism_sweeps.launching.run_job import note
+from prism_sweeps.tracking import submissions
+from prism_sweeps.tracking.records import JobRecord, Store
+
+MADE_ROOM = (REQUEUE, 128 + 12, 128 + 15)
+"""Told to make room, and ended in order; or so early that SIGUSR2 or SIGTERM still had its default effect."""
+STALLS = 3
+WORST = "killed (out of memory?)"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How the tasks of an allocation have ended."""
+
+    code: int
+    """Of `srun`: 128 and the signal's number where one has killed a task."""
+    tries: int
+    """In this allocation, this one counted."""
+    seconds: float
+    """Since the allocation was given."""
+    limit: float | None
+    """Seconds that it may last."""
+    host: str
+    retries: int
+    """How often a job that fails is tried again."""
+    kept_away: tuple[str, ...] = ()
+    """Nodes that the request excludes already."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    root, batch, task, code, tries, seconds = arguments
+    store = Store.open(Path(root))
+    row = submissions.intended(store.root, batch)
+    request = row["request"]
+    limit = None if request["time"] is None else minutes(request["time"])
+    attempt = Attempt(
+        code=int(code),
+        tries=int(tries),
+        seconds=float(seconds),
+        limit=None if limit is None else limit * 60,
+        host=socket.gethostname(),
+        retries=row["retries"],
+        kept_away=tuple(filter(None, (request["exclude"] or "").split(","))),
+    )
+    print(answer(attempt, [store.job(name) for name in row["allocations"][int(task)]]))
+
+
+def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
+    """What the batch script should do, after writing to the records why jobs have ended that could not say so."""
+    left = [job for job in jobs if job.state()["status"] != "done"]
+    if not left:
+        return "end"
+    if attempt.code in MADE_ROOM:
+        return "end" if all(stalled(job, attempt) for job in left) else "requeue"
+    for job in left:
+        put_down_death(job, attempt)
+    states = [job.state() for job in left]
+    if all(state["status"] == "new" for state in states):
+        # It died before it began one, so no record counts its failures.
+        return "again" if attempt.tries <= attempt.retries else "end"
+    open_ones = [state for state in states if not state["final"] and 0 < state["failures"] <= attempt.retries]
+    if not open_ones:
+        return "end"
+    here = [state for state in open_ones if failures_on(attempt.host, state) > 1]
+    return f"requeue {','.join((*attempt.kept_away, attempt.host))}" if here else "again"
+
+
+def failures_on(host: str, state: dict[str, object]) -> int:
+    """Of the failures that count, how many were on this node."""
+    failed_on, failures = state["failed_on"], state["failures"]
+    assert isinstance(failed_on, list)
+    assert isinstance(failures, int)
+    return sum(name == host for name, _ in failed_on[-failures:]) if failures else 0
+
+
+def put_down_death(job: JobRecord, attempt: Attempt) -> None:
+    """Gives a job whose process died without a word its reason."""
+    state = job.state()
+    if state["status"] != "interrupted" or state["attempts"] == 0 or not job.heartbeat.exists():
+        return
+    with job.claim():
+        text = job.failure_of_others() or f"its process {how(attempt.code)} on {attempt.host}"
+        note(job, text)
+        job.fail(text)
+
+
+def how(code: int) -> str:
+    """An exit code of `srun`, in words."""
+    if code == 128 + 9:
+        return f"was {WORST}"
+    return f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+
+
+def stalled(job: JobRecord, attempt: Attempt) -> bool:
+    """Whether the job has been stopped again and again without getting further, each time late in its time limit."""
+    mark = job.mark()
+    if attempt.limit is None or attempt.seconds < attempt.limit / 2 or job.state()["status"] == "new":
+        return False
+    if job.count_stall(mark) < STALLS:
+        return False
+    text = (
+        f"stopped {STALLS} times at its time limit without getting further than '{mark}': the limit is too short for "
+        "what comes before the first checkpoint; raise cluster.time, or lower engine.checkpoint_seconds"
+    )
+    with job.claim():
+        note(job, text)
+        job.fail(text, final=True)
+    return True
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,256 @@
+"""A plan's open jobs into SLURM's queue, each once, whoever else submits into the store and whenever a shell dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from prism_sweeps.config.cluster import request_for
+from prism_sweeps.config.schema import Request
+from prism_sweeps.config.specs import Job
+from prism_sweeps.launching.pool import LaunchError
+from prism_sweeps.launching.slurm import scheduler
+from prism_sweeps.launching.slurm.hosts import bad_hosts
+from prism_sweeps.launching.slurm.last import Last
+from prism_sweeps.launching.slurm.preflight import checked, cleaned
+from prism_sweeps.launching.slurm.scheduler import Queued, SchedulerDown
+from prism_sweeps.launching.slurm.script import executor_for
+from prism_sweeps.launching.slurm.within import Work
+from prism_sweeps.launching.snapshot import snapshot
+from prism_sweeps.launching.standing import OPEN, Standing, alive, known_of, standings
+from prism_sweeps.planning.allocations import Allocation, Batch, allocations_of, batches_of, lanes_of, shape
+from prism_sweeps.planning.plan import Plan
+from prism_sweeps.tracking import submissions
+from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.submissions import MARK, Allotted, Journal
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Submitted:
+    """What a submission did."""
+
+    jobs: list[str] = field(default_factory=list)
+    """Handed to SLURM by it."""
+    allocations: int = 0
+    calls: int = 0
+    """Of sbatch."""
+    last_job: str | None = None
+    """SLURM's id of the report job."""
+    standings: dict[str, Standing] = field(default_factory=dict)
+    """Where the plan's jobs stood before."""
+
+
+def submit(
+    plan: Plan,
+    store: Store,
+    say: Say,
+    weights: Mapping[str, float] | None = None,
+    wanted: Callable[[str, Standing], bool] | None = None,
+    forgive: bool = True,
+) -> Submitted:
+    """Submits the jobs of a plan that nobody has done, runs or waits to run, and returns at once.
+
+    `wanted` leaves out some of these. `forgive`: they have all their retries again. Raises ConfigError for what this
+    cluster cannot give, before anything is submitted; LaunchError when SLURM refuses or stays away: what was submitted
+    until then stays, and the same call goes on from there.
+    """
+    if not scheduler.available():
+        scheduler.call(["sbatch", "--version"])  # says what is missing
+    requests = checked([*(a.request for a in allocations_of(plan.jobs, plan.cluster)), report_request(plan)])
+    with submissions.submitting(store.root, say):
+        journal = submissions.read(store.root)
+        settle(store, journal, say)
+        known = known_of(plan.jobs, store, journal, must_answer=True)
+        found = standings(plan.jobs, known)
+        choose = wanted or (lambda name, standing: True)
+        jobs = {name: job for name, job in plan.jobs.items() if found[name].state in OPEN and choose(name, found[name])}
+        done = Submitted(standings=found)
+        if not jobs:
+            return done
+        store.study(plan.study).write_plan(plan.to_plain())
+        for name in jobs if forgive else ():
+            store.job(name).forgive()
+        Sending(plan, store, say, requests, journal, known.queue or {}, snapshot(store), done).send(jobs, weights or {})
+    return done
+
+
+def report_request(plan: Plan) -> Request:
+    return request_for(plan.cluster, {"report"})
+
+
+def settle(store: Store, journal: Journal, say: Say) -> None:
+    """Batches of which it was never noted whether SLURM has them: those that it has are taken out again.
+
+    Their tasks may lack the files that their shell had no time to put in place.
+    """
+    if not journal.unanswered:
+        return
+    queue = scheduler.queue(journal.unanswered.values())
+    for batch in list(journal.unanswered):
+        withdraw(store, batch, queue, say)
+        del journal.unanswered[batch]
+
+
+def withdraw(store: Store, batch: str, queue: Mapping[str, Queued], say: Say) -> None:
+    """Makes sure that SLURM does not have a batch, and notes it."""
+    left = {name.partition("_")[0] for name, job in queue.items() if job.comment == f"{MARK}{batch}" and alive(job)}
+    if left:
+        say(f"taking back {', '.join(sorted(left))}, whose submission was cut off half-way")
+        scheduler.cancel(left)
+    submissions.withdrawn(store.root, batch)
+
+
+@dataclass
+class Sending:
+    """One submission on its way, with the store's submission lock held."""
+
+    plan: Plan
+    store: Store
+    say: Say
+    requests: Mapping[str, Request]
+    """Shape -> request as checked."""
+    journal: Journal
+    queue: Mapping[str, Queued]
+    snapshot: Path
+    result: Submitted
+    ids: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Job in the queue -> its SLURM id, and how many jobs run side by side there."""
+
+    def send(self, jobs: Mapping[str, Job], weights: Mapping[str, float]) -> None:
+        """Submits these jobs, and after them the job that reports."""
+        newest: Mapping[str, Allotted] = self.journal.newest()
+        self.ids = {
+            name: (each.slurm_id, each.slots) for name, each in newest.items() if alive(self.queue.get(each.slurm_id))
+        }
+        away = self.keep_away()
+        allocations = [self.as_checked(each, away) for each in allocations_of(jobs, self.plan.cluster)]
+        lanes = self.plan.cluster.max_parallel
+        largest = scheduler.largest_array()
+        batches = lanes_of(allocations, lanes, weights) if lanes else batches_of(allocations, largest)
+        first_ids: list[str] = []
+        for number, batch in enumerate(batches):
+            ids = self.send_batch(batch, jobs, first_ids)
+            first_ids.append(ids[0].partition("_")[0])
+            self.result.calls += 1
+            self.tell(number + 1, len(batches))
+        if self.plan.cluster.report:
+            self.send_last(first_ids)
+
+    def tell(self, sent: int, total: int) -> None:
+        if total > 20 and (sent % 20 == 0 or sent == total):
+            self.say(f"{self.result.allocations} allocations submitted ({sent} of {total} calls of sbatch)")
+
+    def keep_away(self) -> list[str]:
+        """Nodes on which jobs of this plan have failed again and again, and elsewhere not."""
+        found = bad_hosts([self.store.job(name).state() for name in self.plan.jobs])
+        for host, failures in found.items():
+            self.say(
+                f"keeping away from {host}: the last {failures} attempts there failed, and others elsewhere did not"
+            )
+        return sorted(found)
+
+    def as_checked(self, allocation: Allocation, away: Sequence[str]) -> Allocation:
+        request = self.requests[shape(allocation.request)]
+        excluded = ",".join(filter(None, (request.exclude, *away)))
+        return replace(allocation, request=replace(request, exclude=excluded or None))
+
+    def send_batch(self, batch: Batch, jobs: Mapping[str, Job], first_ids: Sequence[str]) -> list[str]:
+        """One call of sbatch; returns the id of each allocation."""
+        works = [
+            Work(self.store.root, self.store.data, {n: jobs[n] for n in each.jobs}, self.plan.engine, each.slots)
+            for each in batch.allocations
+        ]
+        name = job_name(self.plan.study) + ("" if batch.lane is None else f"-lane-{batch.lane + 1}")
+        dependency = self.dependency(batch, first_ids)
+        ids = self.hand_over(batch.allocations, works, batch.request, name, dependency)
+        for allocation, slurm_id in zip(batch.allocations, ids, strict=True):
+            self.ids.update(dict.fromkeys(allocation.jobs, (slurm_id, allocation.slots)))
+            self.result.jobs += allocation.jobs
+            self.result.allocations += 1
+        return ids
+
+    def dependency(self, batch: Batch, first_ids: Sequence[str]) -> list[str]:
+        """What of `--dependency` a batch needs. Where jobs run side by side one may fail and another not, so their
+        dependents start in any case and look themselves."""
+        if batch.task_by_task is not None:
+            found = [f"aftercorr:{first_ids[batch.task_by_task]}"]
+        else:
+            needed = [self.ids[name] for name in batch.allocations[0].needs if name in self.ids]
+            well = dict.fromkeys(slurm_id for slurm_id, slots in needed if slots == 1)
+            anyhow = dict.fromkeys(slurm_id for slurm_id, slots in needed if slots > 1)
+            found = [":".join((kind, *ids)) for kind, ids in (("afterok", well), ("afterany", anyhow)) if ids]
+        return found + (["singleton"] if batch.lane is not None else [])
+
+    def send_last(self, first_ids: Sequence[str]) -> None:
+        """The job that brings MLflow and the report up to date once all others have ended, however they have."""
+        last = Last(self.store.root, self.store.data, self.plan.study)
+        request = self.requests[shape(report_request(self.plan))]
+        waits = [":".join(("afterany", *dict.fromkeys(first_ids)))]
+        self.result.last_job = self.hand_over([], [last], request, f"{job_name(self.plan.study)}-report", waits)[0]
+
+    def hand_over(
+        self,
+        allocations: Sequence[Allocation],
+        works: Sequence[Work | Last],
+        request: Request,
+        name: str,
+        dependency: Sequence[str],
+    ) -> list[str]:
+        """Calls sbatch, again while SLURM is down, and notes before and after that it was."""
+        folder = self.store.root / "slurm" / self.plan.study
+        for pause in (*scheduler.PAUSES, None):
+            batch = submissions.intend(self.store.root, self.plan.study, allocations, request, self.plan.engine.retries)
+            executor = executor_for(
+                request, self.plan.cluster, folder, self.snapshot, self.store.root, batch, name, dependency,
+                packed=any(each.slots > 1 for each in allocations), tasks=len(works),
+            )  # fmt: skip
+            try:
+                with executor.batch():
+                    jobs = [executor.submit(work) for work in works]
+                ids = [str(job.job_id) for job in jobs]
+            except (FailedJobError, FailedSubmissionError) as error:
+                self.refused(batch, cleaned(str(error)), pause)
+                continue
+            submissions.submitted(self.store.root, batch, ids)
+            return ids
+        raise AssertionError("the last refusal raises")
+
+    def refused(self, batch: str, said: str, pause: float | None) -> None:
+        """Raises LaunchError unless it is worth trying again after `pause` seconds, for which it waits."""
+        down = any(text in said for text in scheduler.DOWN)
+        if not down:
+            submissions.withdrawn(self.store.root, batch)
+            raise LaunchError(self.half_way(f"SLURM refuses a job: {said}"))
+        if pause is None:
+            # Left unanswered: SLURM may have taken it before it fell silent, which the next submission finds out.
+            raise SchedulerDown(self.half_way(f"SLURM does not answer: {said}"))
+        self.say(f"SLURM does not answer; trying again in {pause:.0f} s")
+        time.sleep(pause)
+        try:
+            withdraw(self.store, batch, scheduler.queue([submissions.me()]), self.say)
+        except SchedulerDown:
+            if pause == scheduler.PAUSES[-1]:
+                raise SchedulerDown(self.half_way(f"SLURM does not answer: {said}")) from None
+
+    def half_way(self, reason: str) -> str:
+        """An error with what has been done before it."""
+        return (
+            f"{reason}. {self.result.allocations} allocations are submitted, the others are not; the same command goes "
+            "on with them"
+        )
+
+
+def job_name(study: str) -> str:
+    return f"prism-{study.replace('/', '.')}"
+
+
+def slurm_ids(journal: Journal, jobs: Collection[str], queue: Mapping[str, Queued]) -> set[str]:
+    """Ids in the queue under which these jobs wait or run."""
+    newest = journal.newest()
+    return {newest[name].slurm_id for name in jobs if name in newest and alive(queue.get(newest[name].slurm_id))}

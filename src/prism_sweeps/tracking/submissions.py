@@ -1,0 +1,153 @@
+"""What was handed to SLURM: a journal of the store that survives a shell which dies between two lines of it.
+
+`<root>/submissions.jsonl`, written by whoever holds `submit.lock`. A batch is intended before `sbatch` is called and
+carries its id as SLURM's comment, so one that was intended, but never answered for, is found again in the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prism_sweeps.config.errors import StoreError
+from prism_sweeps.config.schema import Request
+from prism_sweeps.planning.allocations import Allocation
+from prism_sweeps.tracking.files import append_rows, explained, make_folder, read_json, read_rows, write_atomic
+
+FILE, LOCK = "submissions.jsonl", "submit.lock"
+MARK = "prism-"
+"""Begins the comment of every batch."""
+
+
+@dataclass(frozen=True)
+class Allotted:
+    """One allocation as it was submitted."""
+
+    slurm_id: str
+    """123, or 123_4 of an array."""
+    jobs: tuple[str, ...]
+    study: str
+    batch: str
+    user: str
+    time: float
+    slots: int = 1
+
+
+@dataclass
+class Journal:
+    """The journal, read."""
+
+    allotted: list[Allotted] = field(default_factory=list)
+    """Every allocation that was ever submitted, the oldest first."""
+    unanswered: dict[str, str] = field(default_factory=dict)
+    """Batches that were intended and neither submitted nor withdrawn -> user."""
+    last_jobs: dict[str, list[str]] = field(default_factory=dict)
+    """Study -> SLURM ids of its report jobs."""
+
+    def newest(self) -> dict[str, Allotted]:
+        """Job -> the allocation that it was given last."""
+        return {name: allotted for allotted in self.allotted for name in allotted.jobs}
+
+
+def read(store_root: Path) -> Journal:
+    """Everything that was submitted into a store. Raises StoreError for a damaged journal."""
+    journal, intended = Journal(), dict[str, dict[str, Any]]()
+    for row in read_rows(store_root / FILE):
+        batch = row["batch"]
+        if row["event"] == "intended":
+            intended[batch] = row
+            journal.unanswered[batch] = row["user"]
+            continue
+        journal.unanswered.pop(batch, None)
+        if row["event"] == "submitted" and batch in intended:
+            _add(journal, intended[batch], row["ids"])
+    return journal
+
+
+def intended(store_root: Path, batch: str) -> dict[str, Any]:
+    """What was noted when a batch was about to be submitted. Raises StoreError where it was not."""
+    for row in read_rows(store_root / FILE):
+        if row["event"] == "intended" and row["batch"] == batch:
+            return row
+    raise StoreError(f"{store_root / FILE} does not know batch {batch}")
+
+
+def _add(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None:
+    if not intended["allocations"]:
+        journal.last_jobs.setdefault(intended["study"], []).extend(ids)
+    same = (intended["study"], intended["batch"], intended["user"], intended["time"])
+    for slurm_id, jobs, slots in zip(ids, intended["allocations"], intended["slots"], strict=False):
+        journal.allotted.append(Allotted(slurm_id, tuple(jobs), *same, slots))
+
+
+def me() -> str:
+    """Who submits."""
+    return getpass.getuser()
+
+
+def intend(store_root: Path, study: str, allocations: Sequence[Allocation], request: Request, retries: int) -> str:
+    """Notes that these allocations (none: the report job) are about to be submitted; returns the batch's id.
+
+    A job of theirs that fails is tried again so many times.
+    """
+    batch = secrets.token_hex(6)
+    row = {
+        "event": "intended",
+        "batch": batch,
+        "study": study,
+        "user": me(),
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "allocations": [list(allocation.jobs) for allocation in allocations],
+        "needs": [list(allocation.needs) for allocation in allocations],
+        "request": asdict(request),
+        "slots": [allocation.slots for allocation in allocations],
+        "retries": retries,
+    }
+    append_rows(store_root / FILE, [row], durable=True)
+    return batch
+
+
+def submitted(store_root: Path, batch: str, ids: Sequence[str]) -> None:
+    """Notes SLURM's ids of a batch, one for each allocation."""
+    append_rows(store_root / FILE, [{"event": "submitted", "batch": batch, "ids": list(ids)}], durable=True)
+
+
+def withdrawn(store_root: Path, batch: str) -> None:
+    """Notes that SLURM does not have a batch."""
+    append_rows(store_root / FILE, [{"event": "withdrawn", "batch": batch}], durable=True)
+
+
+@contextlib.contextmanager
+def submitting(store_root: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """One submission into a store at a time; others wait, and are told for whom."""
+    path = make_folder(store_root) / LOCK
+    with explained("lock", path, "nothing was submitted"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        with explained("lock", path, "nothing was submitted"):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for another submission into this store{_by_whom(store_root)}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        write_atomic(store_root / f"{LOCK}.holder", f'{{"user": "{me()}", "pid": {os.getpid()}}}\n')
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _by_whom(store_root: Path) -> str:
+    with contextlib.suppress(StoreError):
+        holder = read_json(store_root / f"{LOCK}.holder", "remove it")
+        return f" ({holder.get('user')}, process {holder.get('pid')})"
+    return ""
