@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prism_sweeps.config.gpus import card_of
 from prism_sweeps.training import devices
-from prism_sweeps.training.devices import cpu_model, device_name, named_peak, peak_flops, peak_memory
+from prism_sweeps.training.devices import cpu_model, device_name, peak_flops, peak_memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -68,8 +69,9 @@ def test_fp32_is_what_torch_is_allowed_to_do_with_it(monkeypatch: pytest.MonkeyP
 
 def test_tensor_cores_are_never_slower_than_none() -> None:
     for name in KNOWN:
-        peak = named_peak(name)
-        assert peak is not None
+        card = card_of(name)
+        assert card is not None
+        peak = card.peak
         assert peak.bf16 is not None
         assert peak.tf32 is not None
         assert peak.bf16 >= 1.9 * peak.tf32 >= 1.9 * peak.fp32
