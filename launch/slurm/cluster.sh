@@ -5,18 +5,19 @@ unset SLURM_CONF  # of another cluster
 
 HERE=$(dirname "$(readlink -f "$0")")
 LAB=$(realpath -m "${PRISM_SLURM_LAB:-/tmp/prism-slurm}")
-PREFIX=${PRISM_SLURM_PREFIX:-n}
-NODES=("${PREFIX}1" "${PREFIX}2" "${PREFIX}3" "${PREFIX}4")
 PACKAGES=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server-core mariadb-client-core)
 DAEMONS=(munged mariadbd slurmdbd slurmctld)
 MEMORY_CGROUPS=/sys/fs/cgroup/memory
-# What makes a directory ours, so that nobody else's is filled or deleted.
+# Makes a directory ours, so that nobody else's is filled or deleted; says what names of nodes begin with.
 MARK=$LAB/made-by-cluster.sh
+PREFIX=$(cat "$MARK" 2>/dev/null || echo "${PRISM_SLURM_PREFIX:-n}")
+NODES=("${PREFIX}1" "${PREFIX}2" "${PREFIX}3" "${PREFIX}4")
 
 usage() {
   cat <<'TEXT'
-A throw-away SLURM on one Debian machine, for tests and for trying sweeps out. It needs root; it simulates four nodes
-(n1 to n4; 16 CPUs, 64 GB and 8 GPUs each, none of which need exist) and keeps accounts (sacct).
+A throw-away SLURM on one Debian machine, for tests and for trying sweeps out. It needs root. It claims to have four
+nodes, n1 to n4, with 16 CPUs, 64 GB and 8 GPUs each, none of which need exist; each has a host name and a /dev/shm of
+its own. It keeps accounts (sacct) and limits jobs to the memory that they asked for (2 GB a CPU if they do not ask).
 
     launch/slurm/cluster.sh up              make it, or mend it; returns when jobs can be submitted
     eval "$(launch/slurm/cluster.sh env)"   SLURM_CONF, which every SLURM command and prism need to find it
@@ -25,10 +26,11 @@ A throw-away SLURM on one Debian machine, for tests and for trying sweeps out. I
 
     status            a line for each daemon and node; exit status 0 if all of it is usable
     kill-node n2      SIGKILL to slurmd and all that runs on n2, as when a machine dies; SLURM notices within 30 s
-    start-node n2     the node is back (up does the same)
-    stop-ctl          stop the controller in good order: submitting and asking fail, jobs go on
-    start-ctl         start it again, with the jobs it knew
+    start-node n2     the node is back
+    stop-ctl          stop the controller in good order: submitting and asking fail, running jobs go on
+    start-ctl         start it again, with the jobs that it knew
     restart-ctl       both
+    (up starts whatever is not running)
 
 Partitions (scontrol show partition):
     main      the default; takes nodes from jobs in preempt and killable
@@ -41,12 +43,13 @@ scontrol update JobId=ID EndTime=now+5.
 
 Environment:
     PRISM_SLURM_LAB      DIRECTORY of everything it writes (default /tmp/prism-slurm)
-    PRISM_SLURM_PREFIX   what names of nodes begin with (default n). Two clusters at a time need two directories and
-                         two prefixes; ports are looked for.
+    PRISM_SLURM_PREFIX   what names of nodes begin with when it is made (default n). Two clusters at a time need two
+                         directories and two prefixes; free ports are looked for.
 
 It installs what is missing of munge, slurmctld, slurmd, slurm-client, slurmdbd, mariadb-server-core and mariadb-client-core by
 apt, without starting any service; the packages stay after down. Beside its directory it uses /sys/fs/cgroup/memory/slurm_n1 to
-slurm_n4 (SLURM's own choice) where version 1 of cgroups is mounted; elsewhere memory is not limited.
+slurm_n4 (SLURM's own choice) where version 1 of cgroups is mounted; elsewhere memory is not limited, and up and status
+say so. /etc and what else may belong to another SLURM are not touched.
 TEXT
 }
 
@@ -73,8 +76,9 @@ daemon_pids() {
   done
 }
 
-# All processes on node $1: nobody else has its directory as a mount.
-node_pids() { grep -lsF " $LAB/nodes/$1 " /proc/[0-9]*/mountinfo | cut -d/ -f3 || true; }
+# All processes on node $1, whoever started them: those that have its /dev/shm (see start_node).
+node_pids() { pids_with_mount " - tmpfs $LAB:$1 "; }
+pids_with_mount() { grep -lse "$1" /proc/[0-9]*/mountinfo | cut -d/ -f3 || true; }
 
 slurmd_pids() {
   local pid
@@ -86,11 +90,21 @@ slurmd_pids() {
 all_pids() {
   local name
   for name in "${DAEMONS[@]}"; do daemon_pids "$name"; done
-  for name in "${NODES[@]}"; do node_pids "$name"; done
+  node_pids "${PREFIX}[1-4]"
 }
 
 nobody() { [[ -z $("$@") ]]; }
 somebody() { ! nobody "$@"; }
+
+# Kills the processes that command $@ lists; succeeds when there are none left.
+ended() {
+  local pids
+  mapfile -t pids < <("$@")
+  ((${#pids[@]})) || return 0
+  kill -KILL "${pids[@]}"
+  return 1
+}
+
 listens() { (: <"/dev/tcp/127.0.0.1/$1"); }
 answers() { [[ -e $SLURM_CONF ]] && timeout 10 "$@" >/dev/null 2>&1; }
 accounts() { answers sacct --noheader --allocations --starttime now; }
@@ -102,10 +116,11 @@ node_state() {
   echo "${state:-none}"
 }
 
-# A line on one part: name, what it is in, and the lowest of the process ids behind it.
+node_usable() { [[ $(node_state "$1") =~ ^(idle|mixed|allocated|completing)$ ]]; }
+
+# A line on one part: name, state, and the first of the process ids in $3.
 part() {
-  local pids=$3
-  printf '%-10s %-12s %s\n' "$1" "$2" "${pids:+pid ${pids%%$'\n'*}}"
+  printf '%-10s %-12s %s\n' "$1" "$2" "${3:+pid ${3%%$'\n'*}}"
 }
 
 status() {
@@ -116,12 +131,14 @@ status() {
     part "$name" "$state" "$pids"
   done
   for name in "${NODES[@]}"; do
-    pids=$(slurmd_pids "$name") state=$(node_state "$name")
-    [[ $pids && $state =~ ^(idle|mixed|allocated|completing)$ ]] || usable=1
-    part "$name" "$state" "$pids"
+    pids=$(slurmd_pids "$name")
+    [[ $pids ]] && node_usable "$name" || usable=1
+    part "$name" "$(node_state "$name")" "$pids"
   done
   if accounts; then state=answer; else state=silent usable=1; fi
   part accounts "$state" ""
+  if grep -qs ^TaskPlugin=task/cgroup "$SLURM_CONF"; then state=limited; else state=unlimited; fi
+  part memory $state ""
   return $usable
 }
 
@@ -135,7 +152,11 @@ check_machine() {
   [[ $PREFIX =~ ^[a-z]+$ ]] || die "PRISM_SLURM_PREFIX is '$PREFIX': use small letters"
 }
 
-check_namespaces() {
+names_in_use() { pids_with_mount " - tmpfs /[^ ]*:${PREFIX}[1-4] "; }
+
+check_nodes() {
+  nobody names_in_use || somebody node_pids "${PREFIX}[1-4]" ||
+    die "another cluster has nodes called ${NODES[*]}; choose another PRISM_SLURM_PREFIX"
   unshare --uts --mount true 2>/dev/null || die "this machine does not let root make namespaces (unshare --uts --mount)"
 }
 
@@ -161,7 +182,7 @@ forbid_services() {
   [[ -e $policy ]] && return
   printf '#!/bin/sh\nexit 101\n' >$policy
   chmod +x $policy
-  trap "rm -f $policy" EXIT
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 }
 
 # The first of twenty ports nobody listens on.
@@ -205,7 +226,9 @@ make_directory() {
   if [[ ! -e $MARK ]]; then
     if [[ -d $LAB && $(ls -A "$LAB") ]]; then die "$LAB exists and was not made by cluster.sh; choose another PRISM_SLURM_LAB"; fi
     mkdir -p "$LAB"
-    : >"$MARK"
+    # Whatever of it still runs has lost its directory.
+    wait_for 30 "what still runs to end" ended all_pids
+    echo "$PREFIX" >"$MARK"
   fi
   mkdir -p "$LAB"/{run,log,state,dev,nodes}
   mkdir -p "${NODES[@]/#/$LAB/nodes/}"
@@ -262,26 +285,19 @@ stop_slurmctld() {
   wait_for 60 "slurmctld to end" nobody daemon_pids slurmctld
 }
 
-# A node has a host name and an /etc/hosts of its own, and its directory as a mount: node_pids looks for that.
+# A node has a host name, an /etc/hosts and a /dev/shm of its own.
 start_node() {
   # shellcheck disable=SC2016  # for the inner shell
   daemon "slurmd.$1" unshare --uts --mount --propagation slave sh -euc '
     hostname "$1"
-    mount --bind "$2/nodes/$1" "$2/nodes/$1"
+    mount -t tmpfs "$2:$1" /dev/shm
     mount --bind "$2/hosts" /etc/hosts
     exec slurmd -N "$1"' sh "$1" "$LAB"
   wait_for 30 "slurmd on $1" somebody slurmd_pids "$1"
 }
 
-kill_node() {
-  local pids
-  until nobody node_pids "$1"; do
-    mapfile -t pids < <(node_pids "$1")
-    kill -KILL "${pids[@]}" 2>/dev/null || sleep 0.1
-  done
-}
-
-node_usable() { [[ $(node_state "$1") =~ ^(idle|mixed|allocated|completing)$ ]]; }
+ensure_daemon() { somebody daemon_pids "$1" || "start_$1"; }
+ensure_node() { somebody slurmd_pids "$1" || start_node "$1"; }
 
 # ---- commands ------------------------------------------------------------------------------------------------------
 
@@ -290,17 +306,13 @@ up() {
     say "is up"
     return
   fi
-  check_namespaces
+  check_nodes
   install_packages
   make_directory
   if nobody all_pids; then write_configuration; fi
   local name
-  for name in "${DAEMONS[@]}"; do
-    if nobody daemon_pids "$name"; then "start_$name"; fi
-  done
-  for name in "${NODES[@]}"; do
-    if nobody slurmd_pids "$name"; then start_node "$name"; fi
-  done
+  for name in "${DAEMONS[@]}"; do ensure_daemon "$name"; done
+  for name in "${NODES[@]}"; do ensure_node "$name"; done
   for name in "${NODES[@]}"; do
     if [[ $(node_state "$name") =~ drain|down ]]; then scontrol update "NodeName=$name" State=RESUME 2>/dev/null || true; fi
     wait_for 60 "node $name" node_usable "$name"
@@ -312,24 +324,25 @@ up() {
 
 down() {
   if [[ -d $LAB && ! -e $MARK ]]; then die "$LAB was not made by cluster.sh; nothing is done"; fi
-  local pids name
-  until nobody all_pids; do
-    mapfile -t pids < <(all_pids)
-    kill -KILL "${pids[@]}" 2>/dev/null || sleep 0.1
-  done
-  for name in "${NODES[@]}"; do wait_for 20 "cgroups of $name to empty" remove_cgroups "$name"; done
+  wait_for 30 "its processes to end" ended all_pids
+  if nobody names_in_use; then wait_for 20 "cgroups of its nodes to empty" remove_cgroups; fi
   rm -rf "$LAB"
   say "is down; nothing is left but the packages"
 }
 
 remove_cgroups() {
-  local top=$MEMORY_CGROUPS/slurm_$1
-  [[ ! -d $top ]] || find "$top" -depth -type d -exec rmdir {} +
+  local name top
+  for name in "${NODES[@]}"; do
+    top=$MEMORY_CGROUPS/slurm_$name
+    [[ ! -d $top ]] || find "$top" -depth -type d -exec rmdir {} + || return
+  done
 }
 
+made() { [[ -e $MARK ]] || die "there is no cluster in $LAB: begin with up"; }
+
 known_node() {
+  made
   [[ " ${NODES[*]} " == *" ${1:-} "* ]] || die "there is no node '${1:-}': choose one of ${NODES[*]}"
-  [[ -e $MARK ]] || die "there is no cluster in $LAB: begin with up"
 }
 
 main() {
@@ -347,11 +360,11 @@ main() {
   case $verb in
     up) up ;;
     down) down ;;
-    kill-node) known_node "$node"; kill_node "$node" ;;
-    start-node) known_node "$node"; start_node "$node" ;;
-    stop-ctl) stop_slurmctld ;;
-    start-ctl) start_slurmctld ;;
-    restart-ctl) stop_slurmctld; start_slurmctld ;;
+    kill-node) known_node "$node"; wait_for 30 "$node to end" ended node_pids "$node" ;;
+    start-node) known_node "$node"; ensure_node "$node" ;;
+    stop-ctl) made; stop_slurmctld ;;
+    start-ctl) made; ensure_daemon slurmctld ;;
+    restart-ctl) made; stop_slurmctld; start_slurmctld ;;
     *) die "there is no command '$verb': see $0 --help" ;;
   esac
 }
