@@ -21,7 +21,7 @@ from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job, StageSpec
 from prism_sweeps.launching.heartbeat import beating
 from prism_sweeps.planning.estimates import measured_row
-from prism_sweeps.tracking import throughput
+from prism_sweeps.tracking import live, throughput
 from prism_sweeps.tracking.files import explained
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 
@@ -68,6 +68,8 @@ def run_job(
         check_parents(job, store)
         record.begin(job, engine)
         note(record, f"attempt {record.state()['attempts']} of {job.title}")
+        if job.kind == "train":
+            live.start(store, job.fingerprint)
         try:
             work = work_to_do(job, world)
             with imports_set_aside(), lines_in(record), beating(record, report) as told:

@@ -1,7 +1,4 @@
-"""Records -> MLflow, by one writer, as often as one likes: what is there already is found and left alone.
-
-MLflow is imported here only, and only when there is something to write.
-"""
+"""Records -> MLflow, by one writer, as often as one likes: what is there already is found and left alone."""
 
 from __future__ import annotations
 
@@ -13,27 +10,28 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from prism_sweeps.config.errors import PrismError
+from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.files import read_json, write_atomic
-from prism_sweeps.tracking.mlflow_runs import FORMAT, Run, cell_runs
+from prism_sweeps.tracking.mlflow_client import SQLITE, client_for, open_experiment, stored_runs, write_run
+from prism_sweeps.tracking.mlflow_runs import FORMAT, cell_runs
 from prism_sweeps.tracking.records import Store
 
-if TYPE_CHECKING:
-    from mlflow.entities import Experiment
-    from mlflow.entities import Run as StoredRun
-    from mlflow.tracking import MlflowClient
+LOG = logging.getLogger(__name__)
 
-BATCH = 1000
-"""Metrics per call: the limit of MLflow's REST interface; 100 is that of params and of tags."""
-SMALL_BATCH = 100
-SQLITE = "sqlite:///"
-KEY, DIGEST, PARENT = "prism.run", "prism.digest", "mlflow.parentRunId"
+LOCK_SECONDS = 600.0
+"""Longer than an import of a large study takes; whoever waits in vain comes again."""
+LOOK_SECONDS = 0.1
+AGAIN_SECONDS = 3.0
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
+"""For MLflow's client. By itself it tries eight times, each for two minutes."""
+REQUEST_SECONDS = 30
 
 
 class TrackingError(PrismError):
@@ -48,7 +46,7 @@ class Imported:
     experiment_id: str
     digest: str
     runs: int
-    """Runs of cells and of their stages."""
+    """Runs of cells and of their stages, of what has begun."""
     written: int
     """Of these, how many this import created or changed."""
 
@@ -58,33 +56,99 @@ def tracking_uri(store: Store, uri: str | None) -> str:
     return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
-def import_study(store: Store, study: str, uri: str | None = None) -> Imported:
+def bring_up_to_date(store: Store, plan: Plan, patience_seconds: float) -> Imported | None:
+    """What MLflow holds of a study after an import; None, and a warning in the log, where that could not be done.
+
+    For commands and jobs that have something else to do: a study that has not changed is recognised by its digest,
+    otherwise another process imports it (its start takes seconds) and is ended when it takes longer than
+    `patience_seconds`. What it has written until then stays. None also for plans without MLflow.
+    """
+    if not plan.tracking.mlflow:
+        return None
+    try:
+        found = unchanged(store, plan.study, plan.tracking.uri)
+        return found or imported_by_a_process(store, plan, patience_seconds)
+    except (TrackingError, StoreError) as error:
+        LOG.warning("%s", error)
+        return None
+
+
+def imported_by_a_process(store: Store, plan: Plan, patience_seconds: float) -> Imported:
+    """Raises TrackingError when the process has not done it in time."""
+    began = time.time()
+    command = [sys.executable, "-m", __name__, "import", str(store.root), plan.study, str(began + patience_seconds)]
+    environment = os.environ | PATIENT | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
+    # By stdin, because it may hold a password and others can read arguments.
+    uri = plan.tracking.uri or ""
+    try:
+        done = subprocess.run(
+            command, input=uri, capture_output=True, text=True, env=environment, timeout=patience_seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TrackingError(
+            f"MLflow at {tracking_uri(store, uri)} has not taken study {plan.study} within {patience_seconds:.0f} s; "
+            f"nothing is lost, `prism report {plan.study}` goes on with it"
+        ) from error
+    found = last_import(store.study(plan.study).path / "mlflow.json")
+    if done.returncode or found is None:
+        raise TrackingError((done.stderr.strip().splitlines() or [f"the import ended with {done.returncode}"])[-1])
+    return found
+
+
+def import_until(store: Store, study: str, uri: str | None, end: float) -> Imported:
+    """`import_study`, again and again until it works or `end`, in seconds of `time.time`. Raises TrackingError."""
+    while True:
+        try:
+            return import_study(store, study, uri, end - time.time())
+        except TrackingError:
+            if time.time() + AGAIN_SECONDS > end:
+                raise
+            time.sleep(AGAIN_SECONDS)
+
+
+def import_study(store: Store, study: str, uri: str | None = None, lock_seconds: float = LOCK_SECONDS) -> Imported:
     """Brings MLflow's experiment `study` up to the records and returns what it holds.
 
-    Idempotent: a run is found by its tag and rewritten only when its digest has changed; a study that has not changed
+    Idempotent: a run is found by its tag and written only when its digest has changed; a study that has not changed
     since the last import is recognised without importing mlflow. Raises TrackingError.
     """
+    before = unchanged(store, study, uri)
+    if before:
+        return before
     record = store.study(study)
     plan = record.plan()
     where = tracking_uri(store, uri)
-    note = record.path / "mlflow.json"
     digest = study_digest(store, plan)
-    before = last_import(note)
-    if before and (before.uri, before.digest) == (where, digest) and database_exists(where):
-        return Imported(where, before.experiment_id, digest, before.runs, written=0)
-    with one_importer(store):
-        runs = cell_runs(Plan.from_plain(plan), store)
-        try:
-            create_database(where)
-            imported = write_runs(runs, study, where, digest, store.root / "mlartifacts")
-        except Exception as error:  # MLflow raises what its backends raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise TrackingError(
-                f"MLflow at {where} could not be written ({reason}); nothing is lost, "
-                f"`prism report {study}` tries again"
-            ) from error
-    write_atomic(note, json.dumps(asdict(imported)) + "\n")
+    with one_importer(store, lock_seconds), told_as_tracking_error(where, study):
+        create_database(where)
+        imported = write_runs(store, Plan.from_plain(plan), where, digest)
+    write_atomic(record.path / "mlflow.json", json.dumps(asdict(imported)) + "\n")
     return imported
+
+
+def unchanged(store: Store, study: str, uri: str | None) -> Imported | None:
+    """What the last import left there, if nothing has changed since. Costs two stats and a read a job."""
+    where = tracking_uri(store, uri)
+    record = store.study(study)
+    before = last_import(record.path / "mlflow.json")
+    if before is None or before.uri != where or not database_exists(where):
+        return None
+    digest = study_digest(store, record.plan())
+    return Imported(where, before.experiment_id, digest, before.runs, written=0) if before.digest == digest else None
+
+
+@contextlib.contextmanager
+def told_as_tracking_error(where: str, study: str) -> Iterator[None]:
+    """Turns whatever MLflow and its backends raise into a TrackingError."""
+    try:
+        yield
+    except PrismError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise TrackingError(
+            f"MLflow at {where} could not be written ({reason}); nothing is lost, `prism report {study}` tries again"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -135,117 +199,65 @@ def create_in_background(store: Store, uri: str | None) -> subprocess.Popen[byte
     where = tracking_uri(store, uri)
     if database_exists(where):
         return None
-    command = [sys.executable, "-m", __name__, str(store.root), where]
+    command = [sys.executable, "-m", __name__, "create", str(store.root), where]
     quiet = subprocess.DEVNULL
     # A session of its own: Ctrl-C is for the sweep, and this ends by itself.
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 @contextlib.contextmanager
-def one_importer(store: Store) -> Iterator[None]:
-    """One import into a store at a time: MLflow's schema must not be initialised twice at once."""
+def one_importer(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """One at a time creates runs of a store, and MLflow's schema. Raises TrackingError after so many seconds."""
+    end = time.monotonic() + seconds
     descriptor = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not locked(descriptor):
+            if time.monotonic() > end:
+                raise TrackingError(
+                    f"another process has been writing to MLflow for {seconds:.0f} s, it holds "
+                    f"{store.root / 'mlflow.lock'}; nothing is lost, try again later"
+                )
+            time.sleep(LOOK_SECONDS)
         yield
     finally:
         os.close(descriptor)
 
 
-def write_runs(runs: list[Run], study: str, uri: str, digest: str, artifacts: Path) -> Imported:
-    """Creates or updates these runs in the experiment of the study."""
-    client = client_for(uri)
-    local = uri.startswith(SQLITE)
-    experiment = experiment_of(client, study, (artifacts / study).as_uri() if local else None)
-    stored = stored_runs(client, experiment.experiment_id)
-    written = 0
-    for run in runs:
-        parent, changed = write_run(client, experiment.experiment_id, run, stored.get(run.key), None)
-        written += changed
-        for child in run.children:
-            _, changed = write_run(client, experiment.experiment_id, child, stored.get(child.key), parent)
-            written += changed
-    count = len(runs) + sum(len(run.children) for run in runs)
-    return Imported(uri, experiment.experiment_id, digest, count, written)
+def locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def client_for(uri: str) -> MlflowClient:
-    """A client of MLflow at `uri`, with its telemetry off; a new SQLite file gets its schema."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-def experiment_of(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
-    """The experiment of this name: found, brought back when it was deleted, or created."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        return client.get_experiment(client.create_experiment(name, artifact_location=artifacts))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found
+def write_runs(store: Store, plan: Plan, uri: str, digest: str) -> Imported:
+    """Creates or updates the study's runs. Call it with the importer's lock held."""
+    experiment = open_experiment(store, plan.study, uri)
+    stored = stored_runs(experiment)
+    count = written = 0
+    for run in cell_runs(plan, store):
+        parent, changed = write_run(experiment, run, stored.get(run.key), None)
+        changes = [changed]
+        changes += [write_run(experiment, child, stored.get(child.key), parent)[1] for child in run.children]
+        count, written = count + len(changes), written + sum(changes)
+    if written:
+        stored_runs(experiment)  # a lost answer may have left a second run of a key
+    return Imported(uri, experiment.id, digest, count, written)
 
 
-def stored_runs(client: MlflowClient, experiment_id: str) -> dict[str, StoredRun]:
-    """Runs of earlier imports by their key."""
-    found: dict[str, StoredRun] = {}
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=BATCH, page_token=token)
-        found |= {run.data.tags[KEY]: run for run in page if KEY in run.data.tags}
-        token = page.token
-        if not token:
-            return found
-
-
-def write_run(
-    client: MlflowClient, experiment_id: str, run: Run, stored: StoredRun | None, parent: str | None
-) -> tuple[str, bool]:
-    """Creates the run, or updates it when its digest differs. Returns its id and whether anything was written.
-
-    The digest goes in last: an import that dies half-way is done again, and MLflow stores equal points once.
-    """
-    digest = run.digest()
-    if stored and stored.data.tags.get(DIGEST) == digest:
-        return stored.info.run_id, False
-    if stored is None:
-        tags = {KEY: run.key} | ({PARENT: parent} if parent else {})
-        stored = client.create_run(experiment_id, start_time=run.started, tags=tags, run_name=run.name)
-    name = stored.info.run_id
-    # MLflow does not let a param change; one that did belongs to a newer config of the same cell.
-    params = {key: value for key, value in run.params.items() if key not in stored.data.params}
-    log(client, name, run, params)
-    if run.ended:
-        client.set_terminated(name, run.status, run.ended)
-    else:
-        client.update_run(name, run.status)
-    client.set_tag(name, DIGEST, digest)
-    return name, True
-
-
-def log(client: MlflowClient, name: str, run: Run, params: dict[str, str]) -> None:
-    """Points, params and tags, in calls as large as MLflow takes."""
-    from mlflow.entities import Metric
-
-    metrics = [Metric(key, value, at, step) for key, value, at, step in run.points]
-    params_left, tags_left = entities("Param", params), entities("RunTag", run.tags)
-    while metrics or params_left or tags_left:
-        client.log_batch(name, metrics[:BATCH], params_left[:SMALL_BATCH], tags_left[:SMALL_BATCH])
-        metrics, params_left, tags_left = metrics[BATCH:], params_left[SMALL_BATCH:], tags_left[SMALL_BATCH:]
-
-
-def entities(kind: str, values: dict[str, str]) -> list[Any]:
-    """MLflow's Param or RunTag objects."""
-    import mlflow.entities
-
-    make = getattr(mlflow.entities, kind)
-    return [make(key, value) for key, value in values.items()]
+def main(arguments: list[str]) -> None:
+    """create ROOT URI | import ROOT STUDY END, the latter with its URI, if any, on stdin."""
+    store = Store.open(Path(arguments[1]))
+    if arguments[0] == "create":
+        with one_importer(store):
+            create_database(arguments[2])
+        return
+    try:
+        import_until(store, arguments[2], sys.stdin.read() or None, float(arguments[3]))
+    except PrismError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    place = Store.open(Path(sys.argv[1]))
-    with one_importer(place):
-        create_database(sys.argv[2])
+    main(sys.argv[1:])

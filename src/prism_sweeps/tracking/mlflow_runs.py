@@ -4,6 +4,11 @@ One run per cell: params are its axis choices, its seed and its resolved values;
 `<benchmark>/<condition>` with `/standard_error` and further ones behind it; tags are fingerprints. Under it one child
 run per training stage, with the curve. Evaluations have no run of their own: hundreds of runs without a curve would
 say less than the metrics of their cell, and cost ten times the time. A stage that cells share has a child in each.
+What has not begun has no run yet.
+
+MLflow keeps every point it is given, equal ones once. So a point never changes: its time is that of a step by the
+records' own seconds, or that at which the job behind it has ended. Where work was done again, the run's `generation`
+changes, and MLflow gets a new run in the place of the old one.
 """
 
 from __future__ import annotations
@@ -12,16 +17,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
-from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.records import JobRecord, Store
 
-FORMAT = 1
-"""Goes into digests: a change of what is imported imports everything again."""
+FORMAT = 2
+"""Goes into generations: a change of what is imported imports everything again."""
 PLACES = ("engine", "cluster", "tracking", "store", "suite")
 VALUE_LENGTH = 500
 NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
@@ -43,29 +48,37 @@ class Run:
     ended: int | None
     params: dict[str, str]
     tags: dict[str, str]
+    generation: str
+    """Points of runs of one generation are added to, and never changed."""
     points: list[Point]
+    """Scores and totals, each at step 0."""
+    curve: Callable[[], list[Point]] = list
+    """Reads the curve as it is now; in the order in which its points came."""
+    size: int = 0
+    """Bytes of the rows that the curve is made of."""
     children: list[Run] = field(default_factory=list)
 
     def digest(self) -> str:
         """Changes whenever something about the run does."""
-        content = [FORMAT, self.name, self.status, self.started, self.ended, self.params, self.tags, self.points]
+        fixed = [self.name, self.status, self.ended, self.generation, self.params, self.tags]
+        content = [*fixed, self.points, self.size]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cell_runs(plan: Plan, store: Store) -> list[Run]:
-    """The runs of a study as its records have them now."""
+    """The runs of a study as its records have them now, each with its children."""
     states = {name: store.job(name).state() for name in plan.jobs}
-    curves = {
-        name: curve(store.job(name).read_metrics(), milliseconds(states[name]["started"]))
-        for name, job in plan.jobs.items()
-        if isinstance(job.spec, StageSpec)
-    }
-    return [cell_run(cell, plan, states, curves) for cell in plan.cells]
+    runs = []
+    for cell in plan.cells:
+        run = cell_run(cell, plan, states)
+        begun = [name for name in cell.train if states[name]["started"]]
+        run.children = [stage_run(cell, plan.jobs[name], states[name], store.job(name)) for name in begun]
+        runs.append(run)
+    return [run for run in runs if run.started]
 
 
-def cell_run(
-    cell: PlannedCell, plan: Plan, states: Mapping[str, dict[str, Any]], curves: Mapping[str, list[Point]]
-) -> Run:
+def cell_run(cell: PlannedCell, plan: Plan, states: Mapping[str, dict[str, Any]]) -> Run:
+    """The run of a cell, without children."""
     own = [*cell.train, *cell.evaluate]
     started, ended = span([states[name] for name in own])
     label = ", ".join(f"{axis}={value}" for axis, value in cell.overrides.items()) or "baseline"
@@ -85,32 +98,38 @@ def cell_run(
         ended=ended,
         params=params_of(cell),
         tags=tags,
-        points=[(name, value, ended or started, 0) for name, value in scores(cell, plan.jobs, states)],
-        children=[stage_run(cell, plan.jobs[name], states[name], curves[name]) for name in cell.train],
+        generation=f"{FORMAT}/{started}",
+        points=list(scores(cell, plan.jobs, states)),
     )
 
 
-def stage_run(cell: PlannedCell, job: Job, state: Mapping[str, Any], points: list[Point]) -> Run:
+def stage_run(cell: PlannedCell, job: Job, state: Mapping[str, Any], record: JobRecord) -> Run:
+    """The run of a stage that has begun. Its totals are known once it is done."""
     assert isinstance(job.spec, StageSpec)
     started, ended = span([state])
-    results = numbers(state["result"] or {})
-    seconds = {name: float(state[name]) for name in ("seconds", "cpu_seconds", "gpu_seconds") if state.get(name)}
-    at_end = [(f"total/{name}", value, ended or started, 0) for name, value in (results | seconds).items()]
+    told = ("host", "commit", "error", "attempts")
     return Run(
         key=f"{cell.id}/{job.fingerprint}",
         name=job.spec.name,
         status=status_of([state["status"]]),
         started=started,
         ended=ended,
-        params={
-            "stage": job.spec.name,
-            **dict(flat(job.spec.stage.__dict__)),
-            "attempts": str(state["attempts"]),
-        },
+        params={"stage": job.spec.name, **dict(flat(job.spec.stage.__dict__))},
         tags={"prism.cell": cell.id, "prism.job": job.fingerprint, "prism.title": job.title}
-        | {f"prism.{name}": str(state[name]) for name in ("host", "commit", "error") if state.get(name)},
-        points=[*points, *at_end],
+        | {f"prism.{name}": str(state[name]) for name in told if state.get(name)},
+        generation=f"{FORMAT}/{started}/{state['rewinds']}",
+        points=[(f"total/{name}", value, ended or started, 0) for name, value in totals(state).items()],
+        curve=lambda: curve(record, state),
+        size=record.metrics.stat().st_size if record.metrics.exists() else 0,
     )
+
+
+def totals(state: Mapping[str, Any]) -> dict[str, float]:
+    """What a finished job tells of itself as a whole."""
+    if state["status"] != "done":
+        return {}
+    seconds = {name: float(state[name]) for name in ("seconds", "cpu_seconds", "gpu_seconds") if state.get(name)}
+    return numbers(state["result"] or {}) | seconds
 
 
 def place(job: Job) -> tuple[str, ...]:
@@ -120,23 +139,25 @@ def place(job: Job) -> tuple[str, ...]:
     return (job.spec.name,)
 
 
-def scores(
-    cell: PlannedCell, jobs: Mapping[str, Job], states: Mapping[str, dict[str, Any]]
-) -> Iterator[tuple[str, float]]:
+def scores(cell: PlannedCell, jobs: Mapping[str, Job], states: Mapping[str, dict[str, Any]]) -> Iterator[Point]:
     """Metrics of a cell's finished evaluations; and their mean by condition, once all of a condition are done."""
-    by_condition: dict[str, list[float | None]] = {}
+    by_condition: dict[str, list[tuple[float, int] | None]] = {}
     for name in cell.evaluate:
         benchmark, condition = place(jobs[name])
-        result = states[name]["result"] if states[name]["status"] == "done" else None
-        by_condition.setdefault(condition, []).append(result and result["score"])
-        if result is None:
+        state = states[name]
+        if state["status"] != "done":
+            by_condition.setdefault(condition, []).append(None)
             continue
-        yield key_of(benchmark, condition), float(result["score"])
+        result, at = state["result"], milliseconds(state["finished"])
+        by_condition.setdefault(condition, []).append((result["score"], at))
+        yield key_of(benchmark, condition), float(result["score"]), at, 0
         for key, value in numbers({"standard_error": result.get("standard_error")} | result.get("metrics", {})).items():
-            yield key_of(benchmark, condition, key), value
+            yield key_of(benchmark, condition, key), value, at, 0
     for condition, found in by_condition.items():
-        if None not in found:
-            yield key_of("mean", condition), math.fsum(value for value in found if value is not None) / len(found)
+        done = [each for each in found if each is not None]
+        if len(done) == len(found):
+            mean = math.fsum(score for score, _ in done) / len(done)
+            yield key_of("mean", condition), mean, max(at for _, at in done), 0
 
 
 def params_of(cell: PlannedCell) -> dict[str, str]:
@@ -155,15 +176,28 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield name, str(value)[:VALUE_LENGTH]
 
 
-def curve(rows: Iterable[Mapping[str, Any]], started: int) -> list[Point]:
-    """Every number of every row. Rows carry no clock: the step's place in time comes from their own seconds."""
-    points: list[Point] = []
-    passed = 0.0
-    for row in rows:
-        passed += float(row.get("seconds") or 0.0)
-        at = started + round(1000 * passed)
-        points += [(key, value, at, int(row["step"])) for key, value in numbers(row).items() if key != "step"]
-    return points
+def curve(record: JobRecord, state: Mapping[str, Any]) -> list[Point]:
+    """All points of a job's curve; [] where it was begun anew since `state` was read."""
+    now, rows = record.curve()
+    if (now["rewinds"], now["started"]) != (state["rewinds"], state["started"]):
+        return []
+    return Curve(milliseconds(state["started"])).points(rows)
+
+
+class Curve:
+    """Turns rows into points, as they come. Rows carry no clock: a step's place in time comes from their seconds."""
+
+    def __init__(self, started: int) -> None:
+        self.started, self.passed = started, 0.0
+
+    def points(self, rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+        """Every number of rows that follow those given before."""
+        found: list[Point] = []
+        for row in rows:
+            self.passed += float(row.get("seconds") or 0.0)
+            at = self.started + round(1000 * self.passed)
+            found += [(key, value, at, int(row["step"])) for key, value in numbers(row).items() if key != "step"]
+        return found
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
