@@ -3,7 +3,9 @@
     python launch/train.py -m backbone=nano-clip,nano-dinov2 resize=letterbox,naive seed=1,2
 
 Every Hydra job runs the jobs of its cell. They are those of `prism sweep`: one that is done, whoever ran it, is not
-run again, and one that another Hydra job is at is waited for.
+run again, and one that another Hydra job is at is waited for. Into SLURM's queue, all at once:
+
+    python launch/train.py -m backbone=nano-clip,nano-dinov2 seed=1,2 hydra/launcher=prism_slurm cluster=slurm
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
+from hydra_plugins.prism_slurm import PrismSlurmLauncher
 from prism_sweeps.launching.progress import LineDisplay
 from prism_sweeps.launching.together import run_together
 from prism_sweeps.planning.plan import make_plan
 from prism_sweeps.tracking.records import Store
+
+# Hydra finds plugins by itself where this package is installed, but not in a working copy.
+Plugins.instance().register(PrismSlurmLauncher)
 
 
 @hydra.main(config_path="pkg://prism_sweeps.conf", config_name="cell", version_base="1.3")
