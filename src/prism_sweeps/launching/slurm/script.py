@@ -28,8 +28,15 @@ prism_attempts() {{
     case "$answer" in
       again) echo "prism: again, after exit code $code" ;;
       requeue)
+        # SLURM would queue a job again that it is just ending because somebody has cancelled it.
+        case $(squeue --noheader --jobs="$id" --format=%T,%r) in
+          COMPLETING,TimeLimit) ;;
+          COMPLETING,*) echo "prism: SLURM is ending it"; return "$code" ;;
+        esac
         echo "prism: back into the queue, after exit code $code${{nodes:+; not on $nodes}}"
-        ( trap '' TERM; scontrol requeue "$id" && [ -n "$nodes" ] && scontrol update JobId="$id" ExcNodeList="$nodes" )
+        ( trap '' TERM
+          for pause in 5 15 30 60 0; do scontrol requeue "$id" && break; sleep "$pause"; done
+          [ -z "$nodes" ] || scontrol update JobId="$id" ExcNodeList="$nodes" )
         sleep 300
         return "$code" ;;
       *) return "$code" ;;
