@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -33,6 +34,10 @@ WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPEC
 ACTIVE = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
 CHUNK = 400
 """Ids in one command line."""
+OWN_VIEWS = ("SQUEUE_", "SACCT_", "SINFO_")
+"""Begin the variables by which users set what these commands show them."""
+RANGES = re.compile(r"(\d+)_\[([\d,-]+)(%\d+)?\]")
+"""Tasks of an array that share a row, for they never began."""
 
 
 class SchedulerDown(LaunchError):  # noqa: N818 - it is a state of affairs, not an error
@@ -94,7 +99,8 @@ def available() -> bool:
 
 def call(command: Sequence[str]) -> str:
     """What a command of SLURM prints. Raises SchedulerDown, or LaunchError with what it says is wrong."""
-    environment = os.environ | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard", "SQUEUE_FORMAT": "", "SACCT_FORMAT": ""}
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(OWN_VIEWS)}
+    environment = usual | {"LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
     except FileNotFoundError:
@@ -136,7 +142,7 @@ def queue(users: Iterable[str]) -> dict[str, Queued]:
 def history(ids: Collection[str]) -> dict[str, Ended]:
     """The last attempt of each of these jobs; {} where the cluster keeps no accounts."""
     found: dict[str, Ended] = {}
-    wanted = sorted(ids)
+    wanted = sorted({name.partition("_")[0] for name in ids})  # asked for one by one, tasks that share a row are not found
     for start in range(0, len(wanted), CHUNK):
         columns = "--format=JobID%64,State%64,ExitCode,NodeList%256"
         command = ["sacct", "--noheader", "--parsable2", "--duplicates", columns]
@@ -146,7 +152,7 @@ def history(ids: Collection[str]) -> dict[str, Ended]:
             return found
         for line in text.splitlines():
             _note_attempt(found, *line.split("|"))
-    return {name: ended for name, ended in found.items() if name in set(wanted)}
+    return {name: found[name] for name in ids if name in found}
 
 
 def _note_attempt(found: dict[str, Ended], name: str, state: str, exit_code: str, nodes: str) -> None:
@@ -154,9 +160,19 @@ def _note_attempt(found: dict[str, Ended], name: str, state: str, exit_code: str
     job, _, step = name.partition(".")
     word, _, rest = state.partition(" ")
     if not step:
-        found[job] = Ended(job, word, exit_code, nodes, by=rest.removeprefix("by "))
+        ended = {each: Ended(each, word, exit_code, nodes, by=rest.removeprefix("by ")) for each in tasks_in(job)}
+        found.update(ended)
     elif word == "OUT_OF_MEMORY" and job in found and found[job].state == "FAILED":
         found[job] = Ended(job, word, exit_code, found[job].nodes)
+
+
+def tasks_in(name: str) -> list[str]:
+    """The ids that a row is of: 12_[0-2,5%2] are four."""
+    match = RANGES.fullmatch(name)
+    if not match:
+        return [name]
+    bounds = [part.partition("-") for part in match[2].split(",")]
+    return [f"{match[1]}_{task}" for first, _, last in bounds for task in range(int(first), int(last or first) + 1)]
 
 
 def cancel(ids: Collection[str]) -> None:
