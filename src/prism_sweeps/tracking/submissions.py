@@ -50,6 +50,8 @@ class Journal:
     """Every allocation that was ever submitted, the oldest first."""
     unanswered: dict[str, str] = field(default_factory=dict)
     """Batches that were intended and neither submitted nor withdrawn -> user."""
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    """Batches that SLURM does not have, as far as it could be told when this was noted -> user."""
     last_jobs: dict[str, list[str]] = field(default_factory=dict)
     """Study -> SLURM ids of its report jobs."""
 
@@ -67,7 +69,9 @@ def read(store_root: Path) -> Journal:
             intended[batch] = row
             journal.unanswered[batch] = row["user"]
             continue
-        journal.unanswered.pop(batch, None)
+        user = journal.unanswered.pop(batch, None)
+        if row["event"] == "withdrawn" and user is not None:
+            journal.withdrawn[batch] = user
         if row["event"] == "submitted" and batch in intended:
             _add(journal, intended[batch], row["ids"])
     return journal

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prism_sweeps.config.cluster import minutes
 from prism_sweeps.config.errors import ConfigError
@@ -38,6 +39,9 @@ OWN_VIEWS = ("SQUEUE_", "SACCT_", "SINFO_")
 """Begin the variables by which users set what these commands show them."""
 RANGES = re.compile(r"(\d+)_\[([\d,-]+)(%\d+)?\]")
 """Tasks of an array that share a row, for they never began."""
+
+
+Answer = TypeVar("Answer")
 
 
 class SchedulerDown(LaunchError):  # noqa: N818 - it is a state of affairs, not an error
@@ -117,7 +121,7 @@ def call(command: Sequence[str]) -> str:
     raise kind(f"{command[0]}: {said}")
 
 
-def patiently(ask: Callable[[], str], say: Callable[[str], None], pauses: Sequence[float] = PAUSES) -> str:
+def patiently(ask: Callable[[], Answer], say: Callable[[str], None], pauses: Sequence[float] = PAUSES) -> Answer:
     """`ask()`, again after a pause each time that the scheduler is down. Raises SchedulerDown when it stays so."""
     for pause in pauses:
         try:

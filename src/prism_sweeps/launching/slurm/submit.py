@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from prism_sweeps.tracking.records import Store
 from prism_sweeps.tracking.submissions import MARK, Allotted, Journal
 
 Say = Callable[[str], None]
+TRIES = 6
+"""Of one sbatch that SLURM is too busy or too far away to answer."""
 
 
 @dataclass
@@ -85,25 +89,27 @@ def report_request(plan: Plan) -> Request:
 
 
 def settle(store: Store, journal: Journal, say: Say) -> None:
-    """Batches of which it was never noted whether SLURM has them: those that it has are taken out again.
+    """Batches of which it was never noted that SLURM has them: those that it has are taken out again, also those that
+    it took only after it had been asked.
 
     Their tasks may lack the files that their shell had no time to put in place.
     """
-    if not journal.unanswered:
+    doubtful = journal.unanswered | journal.withdrawn
+    if not doubtful:
         return
-    queue = scheduler.queue(journal.unanswered.values())
+    take_back(doubtful, scheduler.queue(doubtful.values()), say)
     for batch in list(journal.unanswered):
-        withdraw(store, batch, queue, say)
-        del journal.unanswered[batch]
+        submissions.withdrawn(store.root, batch)
+        journal.withdrawn[batch] = journal.unanswered.pop(batch)
 
 
-def withdraw(store: Store, batch: str, queue: Mapping[str, Queued], say: Say) -> None:
-    """Makes sure that SLURM does not have a batch, and notes it."""
-    left = {name.partition("_")[0] for name, job in queue.items() if job.comment == f"{MARK}{batch}" and alive(job)}
+def take_back(batches: Collection[str], queue: Mapping[str, Queued], say: Say) -> None:
+    """Makes sure that SLURM does not have these batches."""
+    marks = {f"{MARK}{batch}" for batch in batches}
+    left = {name.partition("_")[0] for name, job in queue.items() if job.comment in marks and alive(job)}
     if left:
         say(f"taking back {', '.join(sorted(left))}, whose submission was cut off half-way")
         scheduler.cancel(left)
-    submissions.withdrawn(store.root, batch)
 
 
 @dataclass
@@ -204,39 +210,41 @@ class Sending:
     ) -> list[str]:
         """Calls sbatch, again while SLURM is down, and notes before and after that it was."""
         folder = self.store.root / "slurm" / self.plan.study
-        for pause in (*scheduler.PAUSES, None):
+        for left in reversed(range(TRIES)):
             batch = submissions.intend(self.store.root, self.plan.study, allocations, request, self.plan.engine.retries)
             executor = executor_for(
                 request, self.plan.cluster, folder, self.snapshot, self.store.root, batch, name, dependency,
                 packed=any(each.slots > 1 for each in allocations), tasks=len(works),
             )  # fmt: skip
             try:
-                with executor.batch():
+                with outside_of_jobs(), executor.batch():
                     jobs = [executor.submit(work) for work in works]
                 ids = [str(job.job_id) for job in jobs]
             except (FailedJobError, FailedSubmissionError) as error:
-                self.refused(batch, cleaned(str(error)), pause)
+                self.refused(batch, cleaned(str(error)), left)
                 continue
             submissions.submitted(self.store.root, batch, ids)
             return ids
         raise AssertionError("the last refusal raises")
 
-    def refused(self, batch: str, said: str, pause: float | None) -> None:
-        """Raises LaunchError unless it is worth trying again after `pause` seconds, for which it waits."""
-        down = any(text in said for text in scheduler.DOWN)
-        if not down:
+    def refused(self, batch: str, said: str, left: int) -> None:
+        """Returns once SLURM answers again and does not have the batch. Raises LaunchError where trying again is of no
+        use, or this was the last of its tries: `left` is how many there still are."""
+        if not any(text in said for text in scheduler.DOWN):
             submissions.withdrawn(self.store.root, batch)
             raise LaunchError(self.half_way(f"SLURM refuses a job: {said}"))
-        if pause is None:
-            # Left unanswered: SLURM may have taken it before it fell silent, which the next submission finds out.
-            raise SchedulerDown(self.half_way(f"SLURM does not answer: {said}"))
-        self.say(f"SLURM does not answer; trying again in {pause:.0f} s")
-        time.sleep(pause)
+        # Until it is known, the batch is left unanswered: SLURM may have taken it before it fell silent.
+        down = SchedulerDown(self.half_way(f"SLURM does not answer: {said}"))
+        if not left:
+            raise down
+        self.say(f"SLURM does not answer: {said}")
+        time.sleep(scheduler.PAUSES[0])
         try:
-            withdraw(self.store, batch, scheduler.queue([submissions.me()]), self.say)
+            queue = scheduler.patiently(lambda: scheduler.queue([submissions.me()]), self.say)
         except SchedulerDown:
-            if pause == scheduler.PAUSES[-1]:
-                raise SchedulerDown(self.half_way(f"SLURM does not answer: {said}")) from None
+            raise down from None
+        take_back([batch], queue, self.say)
+        submissions.withdrawn(self.store.root, batch)
 
     def half_way(self, reason: str) -> str:
         """An error with what has been done before it."""
@@ -244,6 +252,18 @@ class Sending:
             f"{reason}. {self.result.allocations} allocations are submitted, the others are not; the same command goes "
             "on with them"
         )
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without what tells of an allocation that this process may be in: sbatch hands its environment on, and the memory
+    of one job beside the memory of another is an error to srun."""
+    of_job = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
+    before = {name: os.environ.pop(name) for name in of_job} if "SLURM_JOB_ID" in os.environ else {}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def job_name(study: str) -> str:
