@@ -9,7 +9,7 @@ from collections import Counter
 from prism_sweeps.commands.output import print_json
 from prism_sweeps.launching.local import prepare_data
 from prism_sweeps.launching.progress import display_for
-from prism_sweeps.launching.slurm.submit import Submitted, submit
+from prism_sweeps.launching.slurm.submit import Submitted, checked_requests, submit
 from prism_sweeps.launching.standing import OPEN
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.records import Store
@@ -17,6 +17,7 @@ from prism_sweeps.tracking.records import Store
 
 def run(arguments: Namespace, plan: Plan, store: Store, weights: dict[str, float]) -> int:
     """Prepares the data here, where there is a network, submits, and returns."""
+    checked_requests(plan)  # before minutes go into preparing data
     display = display_for()
     with display:
         open_jobs = {name: job for name, job in plan.jobs.items() if store.job(name).state()["status"] != "done"}

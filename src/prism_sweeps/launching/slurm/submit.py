@@ -15,6 +15,7 @@ from prism_sweeps.config.cluster import request_for
 from prism_sweeps.config.schema import Request
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.pool import LaunchError
+from prism_sweeps.launching.removed import replace_plan
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.slurm.hosts import bad_hosts
 from prism_sweeps.launching.slurm.last import Last
@@ -64,9 +65,7 @@ def submit(
     cluster cannot give, before anything is submitted; LaunchError when SLURM refuses or stays away: what was submitted
     until then stays, and the same call goes on from there.
     """
-    if not scheduler.available():
-        scheduler.call(["sbatch", "--version"])  # says what is missing
-    requests = checked([*(a.request for a in allocations_of(plan.jobs, plan.cluster)), report_request(plan)])
+    requests = checked_requests(plan)
     with submissions.submitting(store.root, say):
         journal = submissions.read(store.root)
         settle(store, journal, say)
@@ -77,11 +76,19 @@ def submit(
         done = Submitted(standings=found)
         if not jobs:
             return done
-        store.study(plan.study).write_plan(plan.to_plain())
+        replace_plan(store, plan)
         for name in jobs if forgive else ():
             store.job(name).forgive()
         Sending(plan, store, say, requests, journal, known.queue or {}, snapshot(store), done).send(jobs, weights or {})
     return done
+
+
+def checked_requests(plan: Plan) -> dict[str, Request]:
+    """What the plan's allocations ask for, by `shape`, with the time limits that will hold. Raises ConfigError for what
+    this cluster would refuse, and LaunchError where there is none."""
+    if not scheduler.available():
+        scheduler.call(["sbatch", "--version"])  # says what is missing
+    return checked([*(each.request for each in allocations_of(plan.jobs, plan.cluster)), report_request(plan)])
 
 
 def report_request(plan: Plan) -> Request:
