@@ -146,7 +146,8 @@ def queue(users: Iterable[str]) -> dict[str, Queued]:
 def history(ids: Collection[str]) -> dict[str, Ended]:
     """The last attempt of each of these jobs; {} where the cluster keeps no accounts."""
     found: dict[str, Ended] = {}
-    wanted = sorted({name.partition("_")[0] for name in ids})  # asked for one by one, tasks that share a row are not found
+    # Whole arrays: asked for one by one, tasks that share a row are not found.
+    wanted = sorted({name.partition("_")[0] for name in ids})
     for start in range(0, len(wanted), CHUNK):
         columns = "--format=JobID%64,State%64,ExitCode,NodeList%256"
         command = ["sacct", "--noheader", "--parsable2", "--duplicates", columns]

@@ -74,12 +74,14 @@ def submit(
         choose = wanted or (lambda name, standing: True)
         jobs = {name: job for name, job in plan.jobs.items() if found[name].state in OPEN and choose(name, found[name])}
         done = Submitted(standings=found)
-        if not jobs:
+        unreported = ids_without_report(plan, journal, known.queue or {})
+        if not jobs and not unreported:
             return done
         replace_plan(store, plan)
         for name in jobs if forgive else ():
             store.job(name).forgive()
-        Sending(plan, store, say, requests, journal, known.queue or {}, snapshot(store), done).send(jobs, weights or {})
+        sending = Sending(plan, store, say, requests, journal, known.queue or {}, snapshot(store), done)
+        sending.send(jobs, weights or {}) if jobs else sending.send_last(unreported)
     return done
 
 
@@ -89,6 +91,13 @@ def checked_requests(plan: Plan) -> dict[str, Request]:
     if not scheduler.available():
         scheduler.call(["sbatch", "--version"])  # says what is missing
     return checked([*(each.request for each in allocations_of(plan.jobs, plan.cluster)), report_request(plan)])
+
+
+def ids_without_report(plan: Plan, journal: Journal, queue: Mapping[str, Queued]) -> list[str]:
+    """What is in the queue of a plan whose job that reports is not: its submission was cut off before."""
+    if not plan.cluster.report or any(alive(queue.get(each)) for each in journal.last_jobs.get(plan.study, ())):
+        return []
+    return sorted({each.partition("_")[0] for each in slurm_ids(journal, plan.jobs, queue)})
 
 
 def report_request(plan: Plan) -> Request:
@@ -137,12 +146,11 @@ class Sending:
 
     def send(self, jobs: Mapping[str, Job], weights: Mapping[str, float]) -> None:
         """Submits these jobs, and after them the job that reports."""
-        newest: Mapping[str, Allotted] = self.journal.newest()
-        self.ids = {
-            name: (each.slurm_id, each.slots) for name, each in newest.items() if alive(self.queue.get(each.slurm_id))
-        }
+        there = {name: each for name, each in self.journal.newest().items() if alive(self.queue.get(each.slurm_id))}
+        self.ids = {name: (each.slurm_id, each.slots) for name, each in there.items() if name not in jobs}
+        self.take_out({each for name, each in there.items() if name in jobs and set(each.jobs) <= set(jobs)})
         away = self.keep_away()
-        allocations = [self.as_checked(each, away) for each in allocations_of(jobs, self.plan.cluster)]
+        allocations = [self.as_checked(each, jobs, away) for each in allocations_of(jobs, self.plan.cluster)]
         lanes = self.plan.cluster.max_parallel
         largest = scheduler.largest_array()
         batches = lanes_of(allocations, lanes, weights) if lanes else batches_of(allocations, largest)
@@ -159,6 +167,11 @@ class Sending:
         if total > 20 and (sent % 20 == 0 or sent == total):
             self.say(f"{self.result.allocations} allocations submitted ({sent} of {total} calls of sbatch)")
 
+    def take_out(self, superseded: Collection[Allotted]) -> None:
+        """Takes out of the queue what waits for something that has failed: its jobs are submitted anew."""
+        if waiting := {each.slurm_id for each in superseded if self.queue[each.slurm_id].waiting}:
+            scheduler.cancel(waiting)
+
     def keep_away(self) -> list[str]:
         """Nodes on which jobs of this plan have failed again and again, and elsewhere not."""
         found = bad_hosts([self.store.job(name).state() for name in self.plan.jobs])
@@ -168,10 +181,12 @@ class Sending:
             )
         return sorted(found)
 
-    def as_checked(self, allocation: Allocation, away: Sequence[str]) -> Allocation:
+    def as_checked(self, allocation: Allocation, jobs: Collection[str], away: Sequence[str]) -> Allocation:
+        """With its request as checked, and without what it needs no more because it is done."""
         request = self.requests[shape(allocation.request)]
+        needs = tuple(name for name in allocation.needs if name in self.ids or name in jobs)
         excluded = ",".join(filter(None, (request.exclude, *away)))
-        return replace(allocation, request=replace(request, exclude=excluded or None))
+        return replace(allocation, request=replace(request, exclude=excluded or None), needs=needs)
 
     def send_batch(self, batch: Batch, jobs: Mapping[str, Job], first_ids: Sequence[str]) -> list[str]:
         """One call of sbatch; returns the id of each allocation."""
