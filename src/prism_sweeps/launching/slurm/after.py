@@ -9,17 +9,19 @@ python -m prism_sweeps.launching.slurm.after STORE BATCH TASK EXIT_CODE TRIES SE
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prism_sweeps.config.cluster import minutes
 from prism_sweeps.launching.pool import REQUEUE
 from prism_sweeps.launching.run_job import note
 from prism_sweeps.tracking import submissions
-from prism_sweeps.tracking.records import JobRecord, Store
+from prism_sweeps.tracking.records import JobBusy, JobRecord, Store
 
 MADE_ROOM = (REQUEUE, 128 + 12, 128 + 15)
 """Told to make room, and ended in order; or so early that SIGUSR2 or SIGTERM still had its default effect."""
@@ -61,35 +63,36 @@ def main(arguments: Sequence[str]) -> None:
         retries=row["retries"],
         kept_away=tuple(filter(None, (request["exclude"] or "").split(","))),
     )
-    print(answer(attempt, [store.job(name) for name in row["allocations"][int(task)]]))
+    names = row["allocations"][int(task)] if row["allocations"] else ()  # none: the report job
+    print(answer(attempt, [store.job(name) for name in names]))
 
 
 def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
     """What the batch script should do, after writing to the records why jobs have ended that could not say so."""
-    left = [job for job in jobs if job.state()["status"] != "done"]
-    if not left:
-        return "end"
     if attempt.code in MADE_ROOM:
-        return "end" if all(stalled(job, attempt) for job in left) else "requeue"
-    for job in left:
+        left = [job for job in jobs if to_be_done(job.state(), attempt.retries)]
+        stopped = [stalled(job, attempt) for job in left]
+        return "end" if all(stopped) else "requeue"
+    for job in jobs:
         put_down_death(job, attempt)
-    states = [job.state() for job in left]
-    if all(state["status"] == "new" for state in states):
-        # It died before it began one, so no record counts its failures.
-        return "again" if attempt.tries <= attempt.retries else "end"
-    open_ones = [state for state in states if not state["final"] and 0 < state["failures"] <= attempt.retries]
-    if not open_ones:
+    states = [job.state() for job in jobs]
+    open_ones = [state for state in states if to_be_done(state, attempt.retries)]
+    # Tries that ended before they began a job are counted by no record.
+    uncounted = attempt.tries - sum(state["failures"] for state in states)
+    if not open_ones or uncounted > attempt.retries:
         return "end"
     here = [state for state in open_ones if failures_on(attempt.host, state) > 1]
     return f"requeue {','.join((*attempt.kept_away, attempt.host))}" if here else "again"
 
 
-def failures_on(host: str, state: dict[str, object]) -> int:
+def to_be_done(state: Mapping[str, Any], retries: int) -> bool:
+    """Whether a job of an allocation is neither done nor given up."""
+    return state["status"] != "done" and not state["final"] and state["failures"] <= retries
+
+
+def failures_on(host: str, state: Mapping[str, Any]) -> int:
     """Of the failures that count, how many were on this node."""
-    failed_on, failures = state["failed_on"], state["failures"]
-    assert isinstance(failed_on, list)
-    assert isinstance(failures, int)
-    return sum(name == host for name, _ in failed_on[-failures:]) if failures else 0
+    return sum(name == host for name, _ in state["failed_on"][-state["failures"] :]) if state["failures"] else 0
 
 
 def put_down_death(job: JobRecord, attempt: Attempt) -> None:
@@ -97,7 +100,7 @@ def put_down_death(job: JobRecord, attempt: Attempt) -> None:
     state = job.state()
     if state["status"] != "interrupted" or state["attempts"] == 0 or not job.heartbeat.exists():
         return
-    with job.claim():
+    with contextlib.suppress(JobBusy), job.claim():
         text = job.failure_of_others() or f"its process {how(attempt.code)} on {attempt.host}"
         note(job, text)
         job.fail(text)

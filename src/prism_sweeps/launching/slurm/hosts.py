@@ -22,14 +22,13 @@ def bad_hosts(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
             successes[state["host"]].append(state["finished"])
         if not state["final"]:
             for host, when in state["failed_on"]:
-                failures[host].append(when)
+                if host is not None:  # it was lost before it began anywhere
+                    failures[host].append(when)
     found = {}
     for host, times in failures.items():
         last_success = max(successes.get(host, ()), default=0.0)
         row = [when for when in times if when > last_success]
-        elsewhere = (
-            any(when > min(row) for other in successes if other != host for when in successes[other]) if row else 0
-        )
-        if len(row) >= ENOUGH and elsewhere:
+        elsewhere = [when for other, well in successes.items() if other != host for when in well]
+        if len(row) >= ENOUGH and max(elsewhere, default=0.0) > min(row):
             found[host] = len(row)
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from prism_sweeps.config.errors import PrismError
 from prism_sweeps.launching.run_job import note
 from prism_sweeps.launching.standing import RETRIED_ALONE, Standing, look
 from prism_sweeps.planning.plan import Plan
-from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.records import SILENT_SECONDS, JobBusy, JobRecord, Store
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,20 @@ def put_down_losses(found: Mapping[str, Standing], plan: Plan, store: Store) -> 
         if standing.state != "lost" or standing.ended not in RETRIED_ALONE:
             continue
         record = store.job(name)
-        with record.claim():
+        wait_for_silence(record)
+        with contextlib.suppress(JobBusy), record.claim():
             note(record, standing.reason)
             record.fail(standing.reason)
-        if record.state()["failures"] <= plan.engine.retries:
-            again.add(name)
+            if record.state()["failures"] <= plan.engine.retries:
+                again.add(name)
     return again
+
+
+def wait_for_silence(record: JobRecord) -> None:
+    """Until the last sign of life of a job that SLURM has ended is so old that nobody takes it for one any more."""
+    until = time.monotonic() + SILENT_SECONDS
+    while (age := record.silence()) is not None and age < SILENT_SECONDS and time.monotonic() < until:
+        time.sleep(1)
 
 
 def with_descendants(names: set[str], plan: Plan) -> set[str]:

@@ -53,8 +53,8 @@ def check_size(request: Request, chosen: list[Partition]) -> None:
             f"cluster.time is {request.time}, but partition {where} allows at most {as_time(limit)}; ask for that: a "
             "job that needs longer goes on in its next allocation"
         )
-    for name, most in (("nodes", sum), ("gpus_per_node", max)):
-        available = most(each.nodes if name == "nodes" else each.gpus for each in chosen)
+    for name in ("nodes", "gpus_per_node"):
+        available = max(each.nodes if name == "nodes" else each.gpus for each in chosen)
         if getattr(request, name) > available:
             raise ConfigError(f"cluster.{name} is {getattr(request, name)}, but partition {where} has {available}")
     cpus = (request.cpus_per_task or 1) * (1 if request.jobs_per_allocation > 1 else tasks_per_node(request))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
@@ -47,27 +48,33 @@ class Work:
         first = os.environ.get("SLURM_PROCID", "0") == "0"
         if not wait_for_parents(self.jobs, store, lambda: requests.count > 0):
             return requests.exit_code
+        jobs = {n: job for n, job in self.jobs.items() if not given_up(store.job(n).state(), self.engine.retries)}
         try:
-            outcome = self.side_by_side(store) if self.slots > 1 else self.one_by_one(store)
+            outcome = self.side_by_side(jobs, store) if self.slots > 1 else self.one_by_one(jobs, store)
         except SystemExit as end:  # of a process that is not the first
             code = end.code if isinstance(end.code, int) else 1
             if code == REQUEUE and not first:
                 wait_for_first(self.jobs, store)
             return code
-        return outcome
+        return outcome or int(len(jobs) < len(self.jobs))
 
-    def one_by_one(self, store: Store) -> int:
+    def one_by_one(self, jobs: Mapping[str, Job], store: Store) -> int:
         from prism_sweeps.launching.together import run_together
 
-        outcome = run_together(self.jobs, store, self.engine, LineDisplay())
+        outcome = run_together(jobs, store, self.engine, LineDisplay())
         return outcome.stopped_with if outcome.interrupted else int(bool(outcome.failed or outcome.skipped))
 
-    def side_by_side(self, store: Store) -> int:
+    def side_by_side(self, jobs: Mapping[str, Job], store: Store) -> int:
         from prism_sweeps.launching.local import run_jobs
 
         engine = dataclasses.replace(self.engine, workers=self.slots)
-        outcome = run_jobs(self.jobs, store, engine, LineDisplay())
+        outcome = run_jobs(jobs, store, engine, LineDisplay())
         return outcome.stopped_with if outcome.interrupted else int(bool(outcome.failed or outcome.skipped))
+
+
+def given_up(state: Mapping[str, Any], retries: int) -> bool:
+    """Whether a job has failed so often, or so surely, that the others of its allocation go on without it."""
+    return bool(state["status"] == "failed" and (state["final"] or state["failures"] > retries))
 
 
 def wait_for_parents(jobs: Mapping[str, Job], store: Store, stop: Callable[[], bool]) -> bool:
