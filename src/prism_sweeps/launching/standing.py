@@ -81,7 +81,6 @@ def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answe
     """Reads records, signs of life and, where jobs were submitted, SLURM."""
     records = {name: store.job(name) for name in jobs}
     states = {name: record.state() for name, record in records.items()}
-    running = [name for name, state in states.items() if state["status"] == "running"]
     allotted = {name: each for name, each in journal.newest().items() if name in jobs}
     open_ones = {name: each for name, each in allotted.items() if states[name]["status"] != "done"}
     queue: Mapping[str, Queued] | None = {}
@@ -89,12 +88,21 @@ def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answe
     try:
         if open_ones:
             queue = scheduler.queue(each.user for each in open_ones.values())
-            gone = {each.slurm_id for each in open_ones.values() if not alive(queue.get(each.slurm_id))}
-            history = scheduler.history(gone) if gone else {}
+            gone = {name: each.slurm_id for name, each in open_ones.items() if not alive(queue.get(each.slurm_id))}
+            history = scheduler.history(set(gone.values())) if gone else {}
+            # What has left the queue may have written how it ended since the first look.
+            states |= {name: records[name].state() for name in gone}
     except LaunchError:  # SLURM is down, or this is a machine without it that sees the store
         if must_answer:
             raise
         queue = None
+    # Where locks are kept to each machine, a job that works on another one is read as interrupted.
+    active = {name for name, each in open_ones.items() if queue and each.slurm_id in queue and queue[each.slurm_id].active}
+    running = [
+        name
+        for name, state in states.items()
+        if state["status"] == "running" or (state["status"] == "interrupted" and name in active)
+    ]
     beats = {name: beat for name in running if (beat := records[name].last_beat())}
     silences = {name: age for name in running if (age := records[name].silence()) is not None}
     return Known(states, beats, silences, allotted, queue, history)
@@ -127,11 +135,14 @@ def _by_itself(name: str, known: Known) -> Standing:
     queued = known.queue.get(slurm_id) if known.queue is not None and slurm_id else None
     if queued is not None and queued.waiting:
         return Standing("queued", queued.reason, slurm_id)
-    if status == "running":
+    active = queued is not None and queued.active
+    if status == "running" or (active and name in known.silences):
         return _running(name, known, slurm_id)
     failed = status == "failed" and state["failures"] > 0
-    if queued is not None and queued.active and not failed:
+    if active and not failed:
         return Standing("queued", "its allocation is starting, or at another of its jobs", slurm_id)
+    if active and allotted and not state["final"] and state["failures"] <= allotted.retries:
+        return Standing("queued", f"tried again after: {state['error']}", slurm_id)
     if failed:
         return Standing("failed", str(state["error"]), slurm_id, host=state["host"] or "")
     if slurm_id is None or allotted is None:

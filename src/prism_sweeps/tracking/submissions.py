@@ -40,6 +40,8 @@ class Allotted:
     user: str
     time: float
     slots: int = 1
+    retries: int = 0
+    """How often a job of it that fails is tried again."""
 
 
 @dataclass
@@ -90,7 +92,7 @@ def _add(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None
         journal.last_jobs.setdefault(intended["study"], []).extend(ids)
     same = (intended["study"], intended["batch"], intended["user"], intended["time"])
     for slurm_id, jobs, slots in zip(ids, intended["allocations"], intended["slots"], strict=False):
-        journal.allotted.append(Allotted(slurm_id, tuple(jobs), *same, slots))
+        journal.allotted.append(Allotted(slurm_id, tuple(jobs), *same, slots, intended["retries"]))
 
 
 def me() -> str:
