@@ -97,11 +97,11 @@ def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answe
             raise
         queue = None
     # Where locks are kept to each machine, a job that works on another one is read as interrupted.
-    active = {name for name, each in open_ones.items() if queue and each.slurm_id in queue and queue[each.slurm_id].active}
+    begun = {name for name, each in open_ones.items() if begun_by_slurm((queue or {}).get(each.slurm_id))}
     running = [
         name
         for name, state in states.items()
-        if state["status"] == "running" or (state["status"] == "interrupted" and name in active)
+        if state["status"] == "running" or (state["status"] == "interrupted" and name in begun)
     ]
     beats = {name: beat for name in running if (beat := records[name].last_beat())}
     silences = {name: age for name in running if (age := records[name].silence()) is not None}
@@ -111,6 +111,11 @@ def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answe
 def alive(queued: Queued | None) -> bool:
     """Whether SLURM still has the job to run or is running it."""
     return queued is not None and (queued.waiting or queued.active)
+
+
+def begun_by_slurm(queued: Queued | None) -> bool:
+    """Whether its allocation is there."""
+    return queued is not None and queued.active
 
 
 def standings(jobs: Mapping[str, Job], known: Known) -> dict[str, Standing]:
@@ -135,7 +140,7 @@ def _by_itself(name: str, known: Known) -> Standing:
     queued = known.queue.get(slurm_id) if known.queue is not None and slurm_id else None
     if queued is not None and queued.waiting:
         return Standing("queued", queued.reason, slurm_id)
-    active = queued is not None and queued.active
+    active = begun_by_slurm(queued)
     if status == "running" or (active and name in known.silences):
         return _running(name, known, slurm_id)
     failed = status == "failed" and state["failures"] > 0
