@@ -121,9 +121,9 @@ def call(command: Sequence[str]) -> str:
     raise kind(f"{command[0]}: {said}")
 
 
-def patiently(ask: Callable[[], Answer], say: Callable[[str], None], pauses: Sequence[float] = PAUSES) -> Answer:
+def patiently(ask: Callable[[], Answer], say: Callable[[str], None]) -> Answer:
     """`ask()`, again after a pause each time that the scheduler is down. Raises SchedulerDown when it stays so."""
-    for pause in pauses:
+    for pause in PAUSES:
         try:
             return ask()
         except SchedulerDown as error:
