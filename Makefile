@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | zoo. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
+# make setup | demo | test | test-slurm | lint | zoo. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONMALLOC ?= malloc
 
-.PHONY: setup demo test lint zoo
+.PHONY: setup demo test test-slurm lint zoo
 
 setup: .venv/installed
 
@@ -21,6 +21,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Needs root on Debian: brings a throw-away SLURM up, and down again if it was not up before.
+test-slurm: setup
+	$(BIN)/python -m pytest tests/slurm -m slurm
 
 lint: setup
 	$(BIN)/pip install --quiet --editable '.[dev]'

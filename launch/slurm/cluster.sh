@@ -6,6 +6,7 @@ unset SLURM_CONF  # of another cluster
 HERE=$(dirname "$(readlink -f "$0")")
 LAB=$(realpath -m "${PRISM_SLURM_LAB:-/tmp/prism-slurm}")
 PACKAGES=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server-core mariadb-client-core)
+USABLE='(idle|mixed|allocated|completing)'
 DAEMONS=(munged mariadbd slurmdbd slurmctld)
 MEMORY_CGROUPS=/sys/fs/cgroup/memory
 # Makes a directory ours, so that nobody else's is filled or deleted; says what names of nodes begin with.
@@ -107,16 +108,14 @@ ended() {
 
 listens() { (: <"/dev/tcp/127.0.0.1/$1"); }
 answers() { [[ -e $SLURM_CONF ]] && timeout 10 "$@" >/dev/null 2>&1; }
-accounts() { answers sacct --noheader --allocations --starttime now; }
+accounts() { somebody daemon_pids slurmdbd && answers sacct --noheader --allocations --starttime now; }
 
-# The state SLURM gives node $1, "none" where it does not answer.
-node_state() {
-  local state
-  state=$(answers true && timeout 10 sinfo --noheader --nodes "$1" --format %T 2>/dev/null | head -n 1)
-  echo "${state:-none}"
+# Nodes and the states that SLURM gives them, a line each. Commands wait long for a controller that is not there.
+node_states() {
+  nobody daemon_pids slurmctld || timeout 10 sinfo --noheader --Node --partition main --format '%N %T' 2>/dev/null || true
 }
 
-node_usable() { [[ $(node_state "$1") =~ ^(idle|mixed|allocated|completing)$ ]]; }
+node_usable() { node_states | grep -qxE "$1 $USABLE"; }
 
 # A line on one part: name, state, and the first of the process ids in $3.
 part() {
@@ -124,21 +123,23 @@ part() {
 }
 
 status() {
-  local name pids state usable=0
+  local name pids state states usable=0
   for name in "${DAEMONS[@]}"; do
     pids=$(daemon_pids "$name")
     if [[ $pids ]]; then state=running; else state=stopped usable=1; fi
     part "$name" "$state" "$pids"
   done
+  states=$(node_states)
   for name in "${NODES[@]}"; do
     pids=$(slurmd_pids "$name")
-    [[ $pids ]] && node_usable "$name" || usable=1
-    part "$name" "$(node_state "$name")" "$pids"
+    state=$(sed -n "s/^$name //p" <<<"$states")
+    [[ $pids && $state =~ ^$USABLE$ ]] || usable=1
+    part "$name" "${state:-unknown}" "$pids"
   done
   if accounts; then state=answer; else state=silent usable=1; fi
   part accounts "$state" ""
   if grep -qs ^TaskPlugin=task/cgroup "$SLURM_CONF"; then state=limited; else state=unlimited; fi
-  part memory $state ""
+  part memory "$state" ""
   return $usable
 }
 
@@ -314,7 +315,8 @@ up() {
   for name in "${DAEMONS[@]}"; do ensure_daemon "$name"; done
   for name in "${NODES[@]}"; do ensure_node "$name"; done
   for name in "${NODES[@]}"; do
-    if [[ $(node_state "$name") =~ drain|down ]]; then scontrol update "NodeName=$name" State=RESUME 2>/dev/null || true; fi
+    # A node that was drained, or is down for another reason than silence, does not come back by itself.
+    node_usable "$name" || scontrol update "NodeName=$name" State=RESUME 2>/dev/null || true
     wait_for 60 "node $name" node_usable "$name"
   done
   wait_for 60 "all of it" status
