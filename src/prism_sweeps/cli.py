@@ -17,7 +17,9 @@ examples:
   prism plan nano/axes                          what would run, what is shared, what it costs
   prism sweep nano/axes                         run it; run it again to go on after an interruption
   prism sweep backbone=nano-clip,nano-dinov2 resize=letterbox,naive seed=1,2
-  prism status nano/axes                        where every cell stands
+  prism status nano/axes                        where every cell stands; --watch follows it
+  prism logs nano/axes                          what the failed jobs wrote
+  prism retry nano/axes                         these once more
   prism report nano/axes                        tables, plots and a page
   prism ask photo.png "What is on the left?" --cell 1a2b3c4d
   prism export 1a2b3c4d --format llava --to FOLDER
@@ -29,6 +31,17 @@ STUDY = """\
   STUDY          a study of conf/study (`prism studies` lists them), or one that this store has run
   key=value      Hydra overrides: an axis and its choices (resize=letterbox,naive), or a value (stages.chain...);
                  without STUDY they are a grid of their own
+"""
+STATES = """\
+states:
+  new running done failed interrupted    as their names say; interrupted goes on where it was
+  queued        SLURM has it, and says why it waits
+  silent        runs, but has given no sign of life for 3 minutes
+  lost          ended without a word: its node failed, its time or memory was over
+  cancelled     by somebody
+  skipped       needs one that failed, was lost or cancelled
+  unknown       was submitted, and SLURM does not answer
+  partial       a cell some of whose jobs are done
 """
 
 
@@ -87,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cell_commands(command)
     add_folder_commands(command)
     add_record_commands(command)
+    add_study_commands(command)
     return parser
 
 
@@ -94,17 +108,27 @@ def add_grid_commands(command: Command) -> None:
     """plan and sweep."""
     plan = command(
         "plan", "plan", "Show what a study would run: cells, shared jobs, what is done, cost.",
-        f"{STUDY}\nexamples:\n  prism plan nano/axes\n  prism plan backbone=nano-clip,nano-siglip seed=1,2 --json",
+        f"{STUDY}\nexamples:\n  prism plan nano/axes\n  prism plan backbone=nano-clip,nano-siglip seed=1,2 --json\n"
+        "  prism plan paper/prisms cluster.gpu=h100-80gb cluster.gpus_per_node=8 --budget 5000\n\n"
+        "Times are by what this store has measured, else by what cluster.gpu can do.",
     )  # fmt: skip
     sweep = command(
-        "sweep", "sweep", "Run what is not done yet of a study, on this machine.",
-        f"{STUDY}\nCtrl-C writes checkpoints and stops; the same command goes on from there.\n\n"
+        "sweep", "sweep", "Run what is not done yet of a study, on this machine or as SLURM jobs.",
+        f"{STUDY}\nHere, Ctrl-C writes checkpoints and stops; the same command goes on from there. With cluster=slurm\n"
+        "jobs are submitted and the command returns, or follows them with --wait (exit code 0 when all are done, else\n"
+        "1); Ctrl-C then leaves them running. Cells that were added are submitted alone; jobs of cells that were\n"
+        "removed are named, with the command that cancels them.\n\n"
         "examples:\n  prism sweep nano/axes\n  prism sweep nano/axes engine.workers=1\n"
-        "  prism sweep resize=letterbox,naive,crop --name resize-only",
+        "  prism sweep resize=letterbox,naive,crop --name resize-only\n"
+        "  prism sweep nano/axes cluster=slurm cluster.partition=gpu cluster.time=2:00:00 --wait",
     )  # fmt: skip
+    sweep.add_argument("--wait", action="store_true", help="SLURM: follow until all have ended (here it always waits)")
     for parser in (plan, sweep):
         parser.add_argument("overrides", nargs="*", metavar="STUDY key=value", help="see below")
         parser.add_argument("--name", help="name of the study (default: STUDY, or adhoc-<hash> for a grid)")
+        parser.add_argument(
+            "--budget", type=float, metavar="GPU_HOURS", help="refuse a plan that costs more, or of unknown cost"
+        )
         parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -174,13 +198,7 @@ def add_folder_commands(command: Command) -> None:
 
 
 def add_record_commands(command: Command) -> None:
-    """status, report, studies, data."""
-    status = command(
-        "status", "status", "Show where every cell of a study stands, and why jobs failed; without STUDY, all studies.",
-        "examples:\n  prism status\n  prism status nano/axes --json",
-    )  # fmt: skip
-    status.add_argument("study", nargs="?", metavar="STUDY")
-    status.add_argument("--json", action="store_true", help="print JSON")
+    """report, studies, data."""
     report = command(
         "report", "report", "Write a study's tables, plots and page, and bring MLflow up to date.",
         "examples:\n  prism report nano/axes",
@@ -198,6 +216,76 @@ def add_record_commands(command: Command) -> None:
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; small: the small real weights")
     data.add_argument("--study", help="those that this study needs")
     data.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+
+
+def add_study_commands(command: Command) -> None:
+    """status, logs, cancel, retry, clean."""
+    status = command(
+        "status", "status", "Show where every cell of a study stands, and why jobs failed; without STUDY, all studies.",
+        f"{STATES}\nexamples:\n  prism status\n  prism status nano/axes\n  prism status nano/axes --watch 5\n"
+        "  prism status nano/axes --json | jq .counts\n\n"
+        "--watch ends when nothing changes by itself any more, with exit code 1 if something failed.",
+    )  # fmt: skip
+    status.add_argument("study", nargs="?", metavar="STUDY")
+    status.add_argument("--all", action="store_true", help="every cell, also of a long table")
+    status.add_argument(
+        "--watch", nargs="?", type=seconds, const=10.0, metavar="SECONDS", help="look again every 10 (or so many) s"
+    )
+    logs = command(
+        "logs", "logs", "Show what jobs, and SLURM, have written, and where.",
+        "WHAT is a cell's id, a job's fingerprint (the first 4 letters will do), a SLURM id, or a study: then its\n"
+        "failed jobs. -f also prints what is added, over all attempts, until the jobs have ended.\n\n"
+        "examples:\n  prism logs nano/axes\n  prism logs 1a2b3c4d -n 100\n  prism logs 4711_3 -f",
+    )  # fmt: skip
+    logs.add_argument("what", metavar="WHAT")
+    logs.add_argument("--study", help="where to look for the id (default: every study of the store)")
+    logs.add_argument("-n", dest="lines", type=int, default=40, metavar="LINES", help="of each log (default: 40)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
+    cancel = command(
+        "cancel", "cancel", "Take a study's jobs out of SLURM's queue, and end those that run.",
+        "Running jobs write a checkpoint first; `prism retry` goes on from there. What another study of the store\n"
+        "needs too stays, and with --cell what another cell needs. Jobs that share an allocation end with it.\n\n"
+        "examples:\n  prism cancel nano/axes\n  prism cancel nano/axes --cell 1a2b3c4d --yes\n"
+        "  prism cancel nano/axes --job 4711_3\n  prism cancel nano/axes --removed",
+    )  # fmt: skip
+    cancel.add_argument("--removed", action="store_true", help="jobs of cells that the study no longer has")
+    cancel.add_argument("--even-shared", action="store_true", help="also what other studies or cells need")
+    retry = command(
+        "retry", "retry", "Try again what has failed, was lost or cancelled, or gives no sign of life.",
+        "With all retries, from the last checkpoint, and with what was skipped because of it. Silent jobs are\n"
+        "cancelled first. Cells that were never started stay so (prism sweep starts them).\n\n"
+        "examples:\n  prism retry nano/axes\n  prism retry nano/axes --cell 1a2b3c4d --job 5e6f",
+    )  # fmt: skip
+    for parser in (cancel, retry):
+        parser.add_argument("study", metavar="STUDY")
+        parser.add_argument("--cell", nargs="+", default=[], metavar="ID", help="only these cells")
+        parser.add_argument("--job", nargs="+", default=[], metavar="ID", help="only these jobs (or SLURM ids)")
+    clean = command(
+        "clean", "clean", "Show and remove what a study, and its store, no longer needs.",
+        "Always: checkpoints of done jobs, half-written files, SLURM's files of jobs that ended well, snapshots of\n"
+        "the code that nothing in the queue runs. Scores, logs and curves stay.\n\n"
+        "examples:\n  prism clean nano/axes\n  prism clean nano/axes --weights --yes\n"
+        "  prism clean nano/axes --unused --features --json      only lists; with --yes it removes",
+    )  # fmt: skip
+    clean.add_argument("study", metavar="STUDY")
+    clean.add_argument("--weights", action="store_true", help="weights with all that starts from them done")
+    clean.add_argument("--unused", action="store_true", help="records of jobs that no study of the store needs")
+    clean.add_argument("--features", action="store_true", help="kept features of frozen towers, of all studies")
+    for parser in (cancel, clean):
+        parser.add_argument("--yes", action="store_true", help="do not ask")
+    for parser in (status, cancel, retry, clean):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def seconds(text: str) -> float:
+    """A pause of --watch. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds from 0.1 on; STUDY stands before --watch")
+    return value
 
 
 if __name__ == "__main__":

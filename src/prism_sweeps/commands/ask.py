@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from prism_sweeps.commands.opening import default_store, one_cell, open_store
+from prism_sweeps.commands.opening import default_store, one_cell, open_store, read_plan
 from prism_sweeps.commands.output import label, print_json
-from prism_sweeps.commands.status import read_plan
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
 from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.plan import Plan, PlannedCell

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from prism_sweeps.config import schema
 from prism_sweeps.config.compose import compose_cell, design_space
 from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.planning.outline import Outline, outline_of
 from prism_sweeps.planning.plan import Plan, PlannedCell, make_plan
 from prism_sweeps.tracking.records import Store
 
@@ -53,6 +56,29 @@ def recorded_plan(store: Store, name: str, overrides: list[str]) -> Plan:
             "give the whole grid again"
         )
     return Plan.from_plain(store.study(name).plan())
+
+
+def read_plan(store: Store, study: str) -> Plan:
+    """The plan that was run under this name. Raises ConfigError with the nearest name when there is none."""
+    return Plan.from_plain(written_plan(store, study))
+
+
+def read_outline(store: Store, study: str) -> Outline:
+    """The outline of that plan, which is read much faster."""
+    # The collector would look at all objects of a large plan again and again while they are made.
+    gc.disable()
+    try:
+        return outline_of(written_plan(store, study))
+    finally:
+        gc.enable()
+
+
+def written_plan(store: Store, study: str) -> dict[str, Any]:
+    """That plan as plain data."""
+    record = store.study(study)
+    if study not in store.studies():
+        raise ConfigError(f"the store {store.root} has no study '{study}'; {nearest(study, store.studies())}")
+    return record.plan()
 
 
 def one_cell(arguments: Namespace) -> tuple[Plan, PlannedCell]:

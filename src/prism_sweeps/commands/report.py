@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from prism_sweeps.commands.opening import default_store
+from prism_sweeps.commands.opening import default_store, read_plan
 from prism_sweeps.commands.output import console, print_json
-from prism_sweeps.commands.status import read_plan
 from prism_sweeps.commands.sweep import track
 from prism_sweeps.reporting.kept import tables_of
 

@@ -5,31 +5,80 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 
-from prism_sweeps.commands.output import print_json
+from prism_sweeps.commands.output import asked, console, numbered, print_json, say
+from prism_sweeps.commands.up_to_date import bring_up
+from prism_sweeps.launching import cancelling
 from prism_sweeps.launching.local import prepare_data
+from prism_sweeps.launching.overview import Overview
 from prism_sweeps.launching.progress import display_for
-from prism_sweeps.launching.slurm.submit import Submitted, checked_requests, submit
-from prism_sweeps.launching.standing import OPEN
+from prism_sweeps.launching.removed import removed_from, replace_plan, still_there
+from prism_sweeps.launching.slurm.submit import Submitted, submit
+from prism_sweeps.launching.standing import ENDED_BADLY, OPEN, known_of
+from prism_sweeps.planning.outline import Outline, outlined
 from prism_sweeps.planning.plan import Plan
+from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
 
 
 def run(arguments: Namespace, plan: Plan, store: Store, weights: dict[str, float]) -> int:
-    """Prepares the data here, where there is a network, submits, and returns."""
-    checked_requests(plan)  # before minutes go into preparing data
+    """Prepares the data here, where there is a network, submits, and returns; with --wait once all have ended."""
     display = display_for()
     with display:
         open_jobs = {name: job for name, job in plan.jobs.items() if store.job(name).state()["status"] != "done"}
         prepare_data(open_jobs, store, display)
     done = submit(plan, store, say, weights)
-    store.study(plan.study).write_plan(plan.to_plain())
+    replace_plan(store, plan)
+    outline = outlined(plan)
+    removed = removed_jobs(store, plan.study)
+    if removed and not arguments.json and sys.stdin.isatty() and sys.stderr.isatty():
+        removed = ask_about_removed(store, outline, removed)
+    if arguments.json and not arguments.wait:
+        print_json(as_json(plan, done) | {"removed": list(removed)})
+        return 0
+    for line in [] if arguments.json else lines(plan, done, removed):
+        print(line, flush=True)
+    return wait(arguments, store, outline) if arguments.wait else 0
+
+
+def wait(arguments: Namespace, store: Store, outline: Outline) -> int:
+    """Follows the study until all of it has ended: 0 when all is done, 1 otherwise, 130 after Ctrl-C."""
+    from prism_sweeps.commands.status import as_json as status_json
+    from prism_sweeps.commands.status import show
+    from prism_sweeps.commands.watching import SECONDS, follow, screen_for
+
+    try:
+        found: Overview = follow(store, outline, SECONDS, screen_for(sys.stderr if arguments.json else sys.stdout))
+    except KeyboardInterrupt:
+        study = outline.study
+        say(f"the jobs go on. Watch again: prism status {study} --watch; end them: prism cancel {study}")
+        return 130
     if arguments.json:
-        print_json(as_json(plan, done))
+        print_json(status_json(store, found))
     else:
-        for line in lines(plan, done):
-            print(line)
-    return 0
+        show(store, found, console())
+    sys.stdout.flush()
+    bring_up(store, found)
+    return int(bool(found.named(*ENDED_BADLY)))
+
+
+def removed_jobs(store: Store, study: str) -> list[str]:
+    """Jobs of removed cells that SLURM still has and nobody needs."""
+    names = removed_from(store.study(study))
+    if not names:
+        return []
+    journal = submissions.read(store.root)
+    return still_there(store, study, journal.newest(), known_of(names, store, journal, must_answer=True))
+
+
+def ask_about_removed(store: Store, outline: Outline, removed: Sequence[str]) -> list[str]:
+    """Cancels them if the user says so; returns those that are still there."""
+    if not asked(f"{numbered(len(removed), 'job')} of removed cells are still queued or running; cancel them?"):
+        return list(removed)
+    keepers = cancelling.keepers_of_removed(store, removed)
+    done = cancelling.cancel(store, outline, removed, keepers, even_shared=False, say=say)
+    return sorted(set(removed) - set(done.jobs))
 
 
 def as_json(plan: Plan, done: Submitted) -> dict[str, object]:
@@ -42,7 +91,7 @@ def as_json(plan: Plan, done: Submitted) -> dict[str, object]:
     }
 
 
-def lines(plan: Plan, done: Submitted) -> list[str]:
+def lines(plan: Plan, done: Submitted, removed: Sequence[str] = ()) -> list[str]:
     """What was submitted, what not and why, and what to do next."""
     before = Counter(each.state for each in done.standings.values())
     left = [f"{count} {word}" for word, count in before.items() if word not in OPEN]
@@ -52,9 +101,10 @@ def lines(plan: Plan, done: Submitted) -> list[str]:
         found.append(f"report and MLflow once all have ended: SLURM job {done.last_job}")
     if silent := before["silent"]:
         found.append(f"{silent} jobs give no sign of life; to end them and try again: prism retry {plan.study}")
+    if removed:
+        found.append(
+            f"{numbered(len(removed), 'job')} of removed cells still queued or running; to cancel: "
+            f"prism cancel {plan.study} --removed"
+        )
     found.append(f"where it stands: prism status {plan.study}")
     return found
-
-
-def say(text: str) -> None:
-    print(f"prism: {text}", file=sys.stderr, flush=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 
 from prism_sweeps.commands.opening import open_store, plan_of
 from prism_sweeps.commands.output import console, print_json
-from prism_sweeps.commands.status import show, status
+from prism_sweeps.commands.status import as_json, show
+from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.local import Outcome, run_jobs
+from prism_sweeps.launching.overview import overview
 from prism_sweeps.launching.progress import display_for
+from prism_sweeps.launching.removed import replace_plan
 from prism_sweeps.planning.cost import job_cost
+from prism_sweeps.planning.outline import outlined
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.mlflow_import import TrackingError, create_in_background, import_study
 from prism_sweeps.tracking.records import Store
@@ -23,14 +28,20 @@ def run(arguments: Namespace) -> int:
         from prism_sweeps.commands import submitting
 
         return submitting.run(arguments, plan, store, expected(plan))
-    store.study(plan.study).write_plan(plan.to_plain())
+    replace_plan(store, plan)
+    return run_here(arguments, plan, store, plan.jobs)
+
+
+def run_here(arguments: Namespace, plan: Plan, store: Store, jobs: Mapping[str, Job]) -> int:
+    """Runs these jobs of a plan on this machine, feeds MLflow, and shows what came out."""
     if plan.tracking.mlflow:
         create_in_background(store, plan.tracking.uri)
-    outcome = run_jobs(plan.jobs, store, plan.engine, display_for(), weights=expected(plan))
+    outcome = run_jobs(jobs, store, plan.engine, display_for(), weights=expected(plan))
     tracked = None if outcome.interrupted else track(plan, store)
-    found = status(store, plan)
+    found = overview(store, outlined(plan))
     if arguments.json:
-        print_json(found | {"mlflow": tracked, "skipped": outcome.skipped, "interrupted": outcome.interrupted})
+        ended = {"mlflow": tracked, "skipped": outcome.skipped, "interrupted": outcome.interrupted}
+        print_json(as_json(store, found) | ended)
     else:
         show(store, found, console())
         for line in closing(plan, outcome, tracked):

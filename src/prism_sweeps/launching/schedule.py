@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from prism_sweeps.config.specs import Job
+from prism_sweeps.planning.outline import Node
+
+Planned = TypeVar("Planned", bound=Node)
 
 TRAIN_WEIGHT, EVALUATE_WEIGHT = 20.0, 1.0
 """Relative durations, for ordering jobs when nothing better is known."""
@@ -98,11 +102,11 @@ def weight(job: Job) -> float:
     return TRAIN_WEIGHT if job.kind == "train" else EVALUATE_WEIGHT
 
 
-def in_order(jobs: Mapping[str, Job]) -> list[Job]:
+def in_order(jobs: Mapping[str, Planned]) -> list[Planned]:
     """The jobs, each after its parents; parents outside of `jobs` count as done."""
-    placed: dict[str, Job] = {}
+    placed: dict[str, Planned] = {}
 
-    def place(job: Job) -> None:
+    def place(job: Planned) -> None:
         for parent in job.parents:
             if parent in jobs and parent not in placed:
                 place(jobs[parent])

@@ -6,18 +6,18 @@ kill shows only in its steps, a job may have ended before it could write anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.pool import LaunchError
 from prism_sweeps.launching.schedule import in_order
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.slurm.scheduler import Ended, Queued
+from prism_sweeps.planning.outline import Node
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
-from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.records import Store, clock_of
 from prism_sweeps.tracking.submissions import Allotted, Journal
 
 OPEN = frozenset({"failed", "cancelled", "lost", "skipped", "interrupted", "new"})
@@ -77,10 +77,17 @@ def look(plan: Plan, store: Store, journal: Journal | None = None, must_answer: 
     return standings(plan.jobs, known_of(plan.jobs, store, journal or submissions.read(store.root), must_answer))
 
 
-def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answer: bool) -> Known:
-    """Reads records, signs of life and, where jobs were submitted, SLURM."""
-    records = {name: store.job(name) for name in jobs}
-    states = {name: record.state() for name, record in records.items()}
+def known_of(
+    jobs: Collection[str],
+    store: Store,
+    journal: Journal,
+    must_answer: bool,
+    done: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Known:
+    """Reads records, signs of life and, where jobs were submitted, SLURM. States in `done` are not read again."""
+    before = done or {}
+    records = {name: store.job(name) for name in jobs if name not in before}
+    states = {name: before[name] if name in before else records[name].state() for name in jobs}
     allotted = {name: each for name, each in journal.newest().items() if name in jobs}
     open_ones = {name: each for name, each in allotted.items() if states[name]["status"] != "done"}
     queue: Mapping[str, Queued] | None = {}
@@ -104,7 +111,8 @@ def known_of(jobs: Mapping[str, Job], store: Store, journal: Journal, must_answe
         if state["status"] == "running" or (state["status"] == "interrupted" and name in begun)
     ]
     beats = {name: beat for name in running if (beat := records[name].last_beat())}
-    silences = {name: age for name in running if (age := records[name].silence()) is not None}
+    now = clock_of(store.root) if running else None
+    silences = {name: age for name in running if (age := records[name].silence(now)) is not None}
     return Known(states, beats, silences, allotted, queue, history)
 
 
@@ -118,7 +126,7 @@ def begun_by_slurm(queued: Queued | None) -> bool:
     return queued is not None and queued.active
 
 
-def standings(jobs: Mapping[str, Job], known: Known) -> dict[str, Standing]:
+def standings(jobs: Mapping[str, Node], known: Known) -> dict[str, Standing]:
     """Where each job stands."""
     found = {name: _by_itself(name, known) for name in jobs}
     for job in in_order(jobs):

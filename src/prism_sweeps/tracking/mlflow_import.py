@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_sweeps.config.errors import PrismError, StoreError
+from prism_sweeps.planning.outline import Outline
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.files import read_json, write_atomic
 from prism_sweeps.tracking.mlflow_client import SQLITE, client_for, open_experiment, stored_runs, write_run
@@ -56,7 +57,7 @@ def tracking_uri(store: Store, uri: str | None) -> str:
     return uri or f"{SQLITE}{store.root / 'mlflow.db'}"
 
 
-def bring_up_to_date(store: Store, plan: Plan, patience_seconds: float) -> Imported | None:
+def bring_up_to_date(store: Store, plan: Plan | Outline, patience_seconds: float) -> Imported | None:
     """What MLflow holds of a study after an import; None, and a warning in the log, where that could not be done.
 
     For commands and jobs that have something else to do: a study that has not changed is recognised by its digest,
@@ -73,7 +74,7 @@ def bring_up_to_date(store: Store, plan: Plan, patience_seconds: float) -> Impor
         return None
 
 
-def imported_by_a_process(store: Store, plan: Plan, patience_seconds: float) -> Imported:
+def imported_by_a_process(store: Store, plan: Plan | Outline, patience_seconds: float) -> Imported:
     """Raises TrackingError when the process has not done it in time."""
     began = time.time()
     command = [sys.executable, "-m", __name__, "import", str(store.root), plan.study, str(began + patience_seconds)]

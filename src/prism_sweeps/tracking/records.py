@@ -346,10 +346,13 @@ class JobRecord:
         except StoreError:  # replaced or removed between two looks
             return None
 
-    def silence(self) -> float | None:
-        """Seconds since the last sign of life, by the clock of the file system: those of machines may differ."""
+    def silence(self, now: float | None = None) -> float | None:
+        """Seconds since the last sign of life, by the clock of the file system: those of machines may differ.
+
+        `now`: what it shows, where that is known already.
+        """
         try:
-            return max(0.0, clock_of(self.path) - self.heartbeat.stat().st_mtime)
+            return max(0.0, (clock_of(self.path) if now is None else now) - self.heartbeat.stat().st_mtime)
         except FileNotFoundError:
             return None
 
@@ -444,7 +447,8 @@ def clock_of(folder: Path) -> float:
 
 def try_lock(descriptor: int, kind: int, pause: float) -> bool:
     """After `pause` seconds, whether the lock could be had without waiting."""
-    time.sleep(pause)
+    if pause:  # even a sleep of nothing gives the core away
+        time.sleep(pause)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -56,6 +56,8 @@ class Journal:
     """Batches that SLURM does not have, as far as it could be told when this was noted -> user."""
     last_jobs: dict[str, list[str]] = field(default_factory=dict)
     """Study -> SLURM ids of its report jobs."""
+    snapshots: dict[str, str] = field(default_factory=dict)
+    """SLURM id -> name of the snapshot that runs in it."""
 
     def newest(self) -> dict[str, Allotted]:
         """Job -> the allocation that it was given last."""
@@ -88,6 +90,7 @@ def intended(store_root: Path, batch: str) -> dict[str, Any]:
 
 
 def _add(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None:
+    journal.snapshots.update(dict.fromkeys(ids, intended.get("snapshot", "")))
     if not intended["allocations"]:
         journal.last_jobs.setdefault(intended["study"], []).extend(ids)
     same = (intended["study"], intended["batch"], intended["user"], intended["time"])
@@ -100,10 +103,17 @@ def me() -> str:
     return getpass.getuser()
 
 
-def intend(store_root: Path, study: str, allocations: Sequence[Allocation], request: Request, retries: int) -> str:
+def intend(
+    store_root: Path,
+    study: str,
+    allocations: Sequence[Allocation],
+    request: Request,
+    retries: int,
+    snapshot: str = "",
+) -> str:
     """Notes that these allocations (none: the report job) are about to be submitted; returns the batch's id.
 
-    A job of theirs that fails is tried again so many times.
+    A job of theirs that fails is tried again so many times. `snapshot`: name of the code that they run.
     """
     batch = secrets.token_hex(6)
     row = {
@@ -118,6 +128,7 @@ def intend(store_root: Path, study: str, allocations: Sequence[Allocation], requ
         "request": asdict(request),
         "slots": [allocation.slots for allocation in allocations],
         "retries": retries,
+        "snapshot": snapshot,
     }
     append_rows(store_root / FILE, [row], durable=True)
     return batch

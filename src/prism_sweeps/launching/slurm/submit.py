@@ -233,7 +233,9 @@ class Sending:
         """Calls sbatch, again while SLURM is down, and notes before and after that it was."""
         folder = self.store.root / "slurm" / self.plan.study
         for left in reversed(range(TRIES)):
-            batch = submissions.intend(self.store.root, self.plan.study, allocations, request, self.plan.engine.retries)
+            batch = submissions.intend(
+                self.store.root, self.plan.study, allocations, request, self.plan.engine.retries, self.snapshot.name
+            )
             executor = executor_for(
                 request, self.plan.cluster, folder, self.snapshot, self.store.root, batch, name, dependency,
                 packed=any(each.slots > 1 for each in allocations), tasks=len(works),
