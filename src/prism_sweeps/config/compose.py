@@ -101,7 +101,7 @@ def _merged(typed: DictConfig, content: DictConfig | dict[str, Any]) -> DictConf
 
 
 def _is_open(key: str) -> bool:
-    return any(key.startswith(f"{place}.") for place in OPEN)
+    return any(f"{key}.".startswith(f"{place}.") for place in OPEN)
 
 
 def _check_path(node: Any, key: str, where: str) -> None:
