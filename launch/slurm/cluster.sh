@@ -199,15 +199,14 @@ free_ports() {
   die "no twenty free ports in a row between 16800 and 18000"
 }
 
-limits_memory() { [[ -w $MEMORY_CGROUPS/memory.limit_in_bytes ]]; }
-
 write_configuration() {
-  local port template task=task/none cgroup=disabled
+  local port template task=task/cgroup
   port=$(free_ports)
-  if limits_memory; then
-    task=task/cgroup cgroup=cgroup/v1
+  if [[ -w $MEMORY_CGROUPS/memory.limit_in_bytes ]]; then
+    say "uses $LAB and, outside of it, $MEMORY_CGROUPS/slurm_${PREFIX}1 to ${PREFIX}4"
   else
-    say "memory will not be limited: $MEMORY_CGROUPS (version 1 of cgroups) is not to be had"
+    task=task/none
+    say "uses $LAB; memory will not be limited, as $MEMORY_CGROUPS (version 1 of cgroups) is not to be had"
   fi
   for template in "$HERE"/templates/*; do
     (
@@ -215,7 +214,7 @@ write_configuration() {
       sed -e "s|@LAB@|$LAB|g; s|@HOST@|$(hostname -s)|g; s|@PASSWORD@|$(cat "$LAB/password")|g" \
         -e "s|@NODES@|${PREFIX}[1-${#NODES[@]}]|g; s|@NODE_PORTS@|[$((port + 11))-$((port + 10 + ${#NODES[@]}))]|g" \
         -e "s|@CTLD_PORT@|$port|g; s|@DBD_PORT@|$((port + 1))|g; s|@DATABASE_PORT@|$((port + 2))|g" \
-        -e "s|@TASK_PLUGIN@|$task|g; s|@CGROUP_PLUGIN@|$cgroup|g" \
+        -e "s|@TASK_PLUGIN@|$task|g" \
         "$template" >"$LAB/$(basename "$template")"
     )
   done
@@ -320,8 +319,7 @@ up() {
     wait_for 60 "node $name" node_usable "$name"
   done
   wait_for 60 "all of it" status
-  say "is up in $LAB; outside of it, nodes keep cgroups in $MEMORY_CGROUPS/slurm_${NODES[0]} and so on"
-  say "to use it: eval \"\$($0 env)\""
+  say "is up; to use it: eval \"\$($0 env)\""
 }
 
 down() {
