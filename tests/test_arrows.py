@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"config", "models", "data", *RECORDS},
     "reporting": {"config", "planning", "tracking"},
     "interop": {"config", "models", "tracking", "evaluation"},
-    "launching": {"config", "planning", "tracking", "training", "evaluation", "data.prepare"},
+    "launching": {"conf", "config", "planning", "tracking", "training", "evaluation", "data.prepare"},
 }
 MAY_IMPORT["commands"] = set(MAY_IMPORT)
 HEAVY = {"torch", "torchvision", "timm", "open_clip", "transformers", "peft", "mlflow", "submitit", "pandas", "numpy"}

@@ -65,6 +65,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         entries = _typed(dict, value, where)
         return {_key(key, k, where): _build(item, each, f"{where}.{k}") for k, each in entries.items()}
     if is_dataclass(kind):
+        if isinstance(value, cast(type, kind)):
+            return value  # built before, for others that hold it too
         return _build_object(kind, _typed(dict, value, where), where)
     if kind is float and type(value) is int:
         return float(value)

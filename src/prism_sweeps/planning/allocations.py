@@ -62,9 +62,14 @@ def shape(request: Request) -> str:
 def _bundles(jobs: Mapping[str, Job], cluster: Cluster) -> list[Allocation]:
     """One for each training job, and for the evaluations of each model that ask for the same."""
     bundles: dict[tuple[str, ...], Allocation] = {}
+    requests: dict[frozenset[str], tuple[Request, str]] = {}
     for name, job in jobs.items():
-        request = request_for(cluster, names_of(job))
-        key = (name,) if job.kind == "train" else (*job.parents, shape(request))
+        called = frozenset(names_of(job))
+        if called not in requests:
+            request = request_for(cluster, called)
+            requests[called] = (request, shape(request))
+        request, shaped = requests[called]
+        key = (name,) if job.kind == "train" else (*job.parents, shaped)
         if key in bundles:
             bundles[key].jobs += (name,)
         else:

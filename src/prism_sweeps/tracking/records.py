@@ -139,7 +139,7 @@ class StudyRecord:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Replaces the plan."""
-        write_atomic(self.path / "plan.json", json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.path / "plan.json", in_lines(plan))
 
     def plan(self) -> dict[str, Any]:
         """The plan as written. Raises StoreError when there is none."""
@@ -443,6 +443,21 @@ def clock_of(folder: Path) -> float:
             return os.fstat(probe.fileno()).st_mtime
     except OSError:
         return time.time()
+
+
+def in_lines(content: dict[str, Any]) -> str:
+    """JSON with a line for each entry of each entry, so that two plans can be compared line by line."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+            parts.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
+        elif isinstance(value, list) and value:
+            inner = ",\n".join(f" {json.dumps(each, ensure_ascii=False)}" for each in value)
+            parts.append(f"{json.dumps(key)}: [\n{inner}\n]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def try_lock(descriptor: int, kind: int, pause: float) -> bool:
