@@ -24,7 +24,7 @@ from prism_sweeps.launching.slurm.scheduler import Queued, SchedulerDown
 from prism_sweeps.launching.slurm.script import executor_for
 from prism_sweeps.launching.slurm.within import Work
 from prism_sweeps.launching.snapshot import snapshot
-from prism_sweeps.launching.standing import OPEN, Standing, alive, known_of, standings
+from prism_sweeps.launching.standing import OPEN, Known, Standing, alive, known_of, standings
 from prism_sweeps.planning.allocations import Allocation, Batch, allocations_of, batches_of, lanes_of, shape
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
@@ -79,8 +79,9 @@ def submit(
             return done
         replace_plan(store, plan)
         for name in jobs if forgive else ():
-            store.job(name).forgive()
-        sending = Sending(plan, store, say, requests, journal, known.queue or {}, snapshot(store), done)
+            if known.states[name]["failures"] or known.states[name]["final"]:
+                store.job(name).forgive()
+        sending = Sending(plan, store, say, requests, journal, known, snapshot(store), done)
         sending.send(jobs, weights or {}) if jobs else sending.send_last(unreported)
     return done
 
@@ -138,7 +139,7 @@ class Sending:
     requests: Mapping[str, Request]
     """Shape -> request as checked."""
     journal: Journal
-    queue: Mapping[str, Queued]
+    known: Known
     snapshot: Path
     result: Submitted
     ids: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -146,7 +147,8 @@ class Sending:
 
     def send(self, jobs: Mapping[str, Job], weights: Mapping[str, float]) -> None:
         """Submits these jobs, and after them the job that reports."""
-        there = {name: each for name, each in self.journal.newest().items() if alive(self.queue.get(each.slurm_id))}
+        queue = self.known.queue or {}
+        there = {name: each for name, each in self.journal.newest().items() if alive(queue.get(each.slurm_id))}
         self.ids = {name: (each.slurm_id, each.slots) for name, each in there.items() if name not in jobs}
         self.take_out({each for name, each in there.items() if name in jobs and set(each.jobs) <= set(jobs)})
         away = self.keep_away()
@@ -169,12 +171,13 @@ class Sending:
 
     def take_out(self, superseded: Collection[Allotted]) -> None:
         """Takes out of the queue what waits for something that has failed: its jobs are submitted anew."""
-        if waiting := {each.slurm_id for each in superseded if self.queue[each.slurm_id].waiting}:
+        queue = self.known.queue or {}
+        if waiting := {each.slurm_id for each in superseded if queue[each.slurm_id].waiting}:
             scheduler.cancel(waiting)
 
     def keep_away(self) -> list[str]:
         """Nodes on which jobs of this plan have failed again and again, and elsewhere not."""
-        found = bad_hosts([self.store.job(name).state() for name in self.plan.jobs])
+        found = bad_hosts(self.known.states.values())
         for host, failures in found.items():
             self.say(
                 f"keeping away from {host}: the last {failures} attempts there failed, and others elsewhere did not"
