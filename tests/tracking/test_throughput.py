@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prism_sweeps.config.errors import StoreError
-from prism_sweeps.planning.estimates import Measured, Settings
+from prism_sweeps.planning.measured import Evaluated, Measured, Settings
 from prism_sweeps.tracking import throughput
 
 SETTINGS = Settings("bf16", 4, "packed", "selective", True, "full")
@@ -21,6 +21,11 @@ ROW = Measured(
     model="0123456789abcdef", stage="finetune", title="clip 336 vicuna", device="NVIDIA H100 80GB HBM3",
     device_type="cuda", ranks=8, settings=SETTINGS, tokens_per_second=1.5e4, examples_per_second=20.0,
     flops_per_second=4e14, peak_memory=61_000_000_000, seconds=3600.0, steps=5000, mfu=0.4,
+)  # fmt: skip
+ASKED = Evaluated(
+    model="0123456789abcdef", benchmark="vqav2", title="clip 336 vicuna", device="NVIDIA H100 80GB HBM3",
+    device_type="cuda", answer="generate", max_new_tokens=16, precision="bf16", batch=64, examples=1000, seconds=50.0,
+    examples_per_second=20.0, flops_per_second=2e14,
 )  # fmt: skip
 WRITERS, EACH = 4, 25
 
@@ -33,7 +38,7 @@ def write_many(root: Path, writer: int) -> None:
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert throughput.read(tmp_path / "no store") == []
     assert not (tmp_path / "no store").exists()
-    rows = [ROW, replace(ROW, mfu=None, stage="align")]
+    rows = [ROW, ASKED, replace(ROW, mfu=None, stage="align")]
     for row in rows:
         throughput.add(tmp_path, row)
     assert throughput.read(tmp_path) == rows
@@ -66,8 +71,21 @@ def test_a_row_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
 def test_what_another_version_wrote_is_read(tmp_path: Path) -> None:
     later = {**asdict(ROW), "watts": 700, "settings": {**asdict(SETTINGS), "offload": True}}
     earlier = {key: value for key, value in asdict(ROW).items() if key != "mfu"}
-    (tmp_path / throughput.FILE).write_text(f"{json.dumps(later)}\n{json.dumps(earlier)}\n")
-    assert throughput.read(tmp_path) == [ROW, replace(ROW, mfu=None)]
+    asked = {**asdict(ASKED), "watts": 700}
+    (tmp_path / throughput.FILE).write_text(f"{json.dumps(later)}\n{json.dumps(earlier)}\n{json.dumps(asked)}\n")
+    assert throughput.read(tmp_path) == [ROW, replace(ROW, mfu=None), ASKED]
+
+
+def test_a_table_from_before_evaluations_were_measured_is_read(tmp_path: Path) -> None:
+    """A line as the first version wrote it."""
+    (tmp_path / throughput.FILE).write_text(
+        '{"model": "0123456789abcdef", "stage": "finetune", "title": "clip 336 vicuna", "device": "NVIDIA H100 80GB '
+        'HBM3", "device_type": "cuda", "ranks": 8, "settings": {"precision": "bf16", "micro_batch": 4, "batching": '
+        '"packed", "activation_checkpointing": "selective", "compile": true, "sharding": "full"}, "tokens_per_second": '
+        '15000.0, "examples_per_second": 20.0, "flops_per_second": 4e14, "peak_memory": 61000000000, "seconds": '
+        '3600.0, "steps": 5000, "mfu": 0.4}\n'
+    )
+    assert throughput.read(tmp_path) == [ROW]
 
 
 BROKEN = {
@@ -76,6 +94,11 @@ BROKEN = {
     "a key is missing": (json.dumps({k: v for k, v in asdict(ROW).items() if k != "device"}), "'device'"),
     "settings are missing": (json.dumps({k: v for k, v in asdict(ROW).items() if k != "settings"}), "'precision'"),
     "a wrong type": (json.dumps({**asdict(ROW), "steps": "many"}), "not a int"),
+    "no examples": (json.dumps({**asdict(ASKED), "examples_per_second": 0.0}), "examples_per_second is 0.0"),
+    "an evaluation without its answers": (
+        json.dumps({k: v for k, v in asdict(ASKED).items() if k != "answer"}),
+        "'answer'",
+    ),
     "no speed": (json.dumps({**asdict(ROW), "tokens_per_second": 0.0}), "tokens_per_second is 0.0"),
 }
 

@@ -8,15 +8,19 @@ from collections.abc import Mapping
 
 from prism_sweeps.commands.opening import open_store, plan_of
 from prism_sweeps.commands.output import console, print_json
+from prism_sweeps.commands.plan import recorded_states
 from prism_sweeps.commands.status import as_json, show
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.local import Outcome, run_jobs
 from prism_sweeps.launching.overview import overview
 from prism_sweeps.launching.progress import display_for
 from prism_sweeps.launching.removed import replace_plan
+from prism_sweeps.planning.budget import check_budget
 from prism_sweeps.planning.cost import job_cost
 from prism_sweeps.planning.outline import outlined
-from prism_sweeps.planning.plan import Plan
+from prism_sweeps.planning.plan import Plan, summary
+from prism_sweeps.tracking import throughput
+from prism_sweeps.tracking.kept_estimates import keep_estimates
 from prism_sweeps.tracking.mlflow_import import TrackingError, create_in_background, import_study
 from prism_sweeps.tracking.records import Store
 
@@ -24,6 +28,9 @@ from prism_sweeps.tracking.records import Store
 def run(arguments: Namespace) -> int:
     plan = plan_of(arguments)
     store = open_store(plan.store, arguments)
+    found = summary(plan, recorded_states(plan, arguments), throughput.read(store.root))
+    check_budget(plan, found, arguments.budget)
+    keep_estimates(store.study(plan.study), found)
     if plan.cluster.kind == "slurm":
         from prism_sweeps.commands import submitting
 

@@ -20,7 +20,7 @@ from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job, StageSpec
 from prism_sweeps.launching.heartbeat import beating
-from prism_sweeps.planning.estimates import measured_row
+from prism_sweeps.planning.measured import Row, evaluated_row, measured_row
 from prism_sweeps.tracking import live, throughput
 from prism_sweeps.tracking.files import explained
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
@@ -84,17 +84,28 @@ def run_job(
             raise
         record.finish(result)
         note(record, "done")
-        if isinstance(job.spec, StageSpec):
-            remember_speed(job.spec, store, engine, result)
+        remember_speed(job, store, engine, result)
     return result
 
 
-def remember_speed(spec: StageSpec, store: Store, engine: Engine, result: Mapping[str, Any]) -> None:
+def remember_speed(job: Job, store: Store, engine: Engine, result: Mapping[str, Any]) -> None:
     """Adds to what plans estimate by. A store without room for that is no reason to fail a job that is done."""
     try:
-        throughput.add(store.root, measured_row(spec, engine, result))
+        row = speed_of(job, store.job(job.fingerprint).state()["seconds"], engine, result)
+        if row is not None:
+            throughput.add(store.root, row)
     except StoreError as error:
         LOG.warning("the speed of this job will not be known to later plans: %s", error)
+
+
+def speed_of(job: Job, seconds: float, engine: Engine, result: Mapping[str, Any]) -> Row | None:
+    """What a job that took so many seconds in all tells later plans; None of an evaluation that used no device."""
+    if isinstance(job.spec, StageSpec):
+        return measured_row(job.spec, engine, result)
+    if "torch" not in sys.modules or not (seconds > 0 and result["n"]):
+        return None
+    name, kind = importlib.import_module("prism_sweeps.training.devices").device_used(engine)
+    return evaluated_row(job.spec, engine, result["n"], seconds, name, kind)
 
 
 def work_to_do(job: Job, world: World | None) -> Callable[..., dict[str, Any]]:

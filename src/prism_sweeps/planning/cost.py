@@ -39,6 +39,11 @@ def model_parameters(model: ModelSpec) -> dict[str, int]:
     return {name: part.parameters for name, part in parts(model).items()}
 
 
+def evaluation_operations(spec: EvaluationSpec) -> float:
+    """Of one example."""
+    return forward_operations(spec.model).of(_length(spec.model, QUESTION_TOKENS), QUESTION_TOKENS)
+
+
 def _training_cost(spec: StageSpec) -> JobCost:
     run = sections(spec)
     text, examples = text_tokens(spec.sources), _examples_seen(spec)
@@ -53,14 +58,13 @@ def _training_cost(spec: StageSpec) -> JobCost:
 
 
 def _evaluation_cost(spec: EvaluationSpec) -> JobCost:
-    text, examples = QUESTION_TOKENS, benchmark_examples(spec.benchmark)
-    length = _length(spec.model, text)
+    examples = benchmark_examples(spec.benchmark)
     return JobCost(
         parameters=sum(model_parameters(spec.model).values()),
         trainable=0,
         examples=examples,
-        tokens=None if examples is None else examples * length,
-        flops=None if examples is None else examples * forward_operations(spec.model).of(length, text),
+        tokens=None if examples is None else examples * _length(spec.model, QUESTION_TOKENS),
+        flops=None if examples is None else examples * evaluation_operations(spec),
     )
 
 

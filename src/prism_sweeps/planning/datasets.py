@@ -35,6 +35,8 @@ PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 
 """Conversations per scene in each source of a nano world."""
 TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 216, "captions": 24}
 """By the folder of the chat file; the last two are easy-VQA's, few of whose words nano-base's tokenizer knows whole."""
+LONGEST_TEXT = {"align": 100, "instruct": 400, "language": 200, "lvis4v": 400, "lrv": 100, "train": 400, "captions": 30}
+"""Of the same, no conversation of 240 pictures was longer for nano-base's tokenizer, prompts included."""
 OTHER_TEXT_TOKENS = 200
 QUESTION_TOKENS = 30
 """A benchmark's prompt and answer."""
@@ -52,6 +54,15 @@ def text_tokens(sources: Mapping[str, Source]) -> int:
     counted = [(_source_examples(source) or 1, _source_tokens(source)) for source in sources.values()]
     total = sum(count for count, _ in counted)
     return round(sum(count * tokens for count, tokens in counted) / total) if total else OTHER_TEXT_TOKENS
+
+
+def longest_text(sources: Mapping[str, Source]) -> int | None:
+    """Text tokens of the longest conversation in `sources`; None if one of them is not known."""
+    found = [
+        LONGEST_TEXT.get(source.file.partition("/")[0]) if _is_ours(source) else None for source in sources.values()
+    ]
+    known = [longest for longest in found if longest is not None]
+    return max(known, default=None) if len(known) == len(found) else None
 
 
 def benchmark_examples(benchmark: Benchmark) -> int | None:
@@ -72,6 +83,10 @@ def _source_examples(source: Source) -> int | None:
     else:
         held = EASY_VQA.get(source.file) if source.dataset == "easy-vqa" else source.size
     return _least(held, source.examples)
+
+
+def _is_ours(source: Source) -> bool:
+    return source.dataset == "easy-vqa" or NANO_WORLD.fullmatch(source.dataset) is not None
 
 
 def _source_tokens(source: Source) -> int:

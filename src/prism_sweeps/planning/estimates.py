@@ -1,63 +1,54 @@
-"""How long a training job will take and what memory it will need: from runs that were measured, else from shapes."""
+"""How long a job will take and what memory it will need.
+
+By runs that were measured; where there are none and the plan names the GPU (`cluster.gpu`), by the job's operations and
+a share of what that GPU can do, which is an assumption and told as one. Memory that was not measured is counted.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from prism_sweeps.config.schema import Engine
-from prism_sweeps.config.shapes import head_width, linear_layers, projector_widths
-from prism_sweeps.config.specs import Job, StageSpec
+from prism_sweeps.config.cluster import names_of, request_for, tasks_per_node
+from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.gpus import Gpu, card_of, gpu_named, peak_flops_of
+from prism_sweeps.config.schema import Cluster, Engine
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.cost import JobCost
+from prism_sweeps.planning.measured import Evaluated, Measured, Row, model_key, settings_of, shapes_key
+from prism_sweeps.planning.memory import Devices, evaluation_memory, training_memory
 
-TRAINED_BYTES = {"fp32": 4 + 4 + 8, "bf16": 4 + 4 + 8 + 2, "bf16-true": 2 + 2 + 4}
-"""Of a trained parameter: weight, gradient, two moments; with bf16 all of these in fp32, and a copy to compute with."""
-FROZEN_BYTES = {"fp32": 4, "bf16": 2, "bf16-true": 2}
-UNMEASURED_MEMORY = "memory without activations"
+TRAINING_SHARE = 0.32
+"""Of a GPU's best, in training. Prismatic VLMs (arXiv 2402.07865) has less than 9 hours on eight A100 for a 7B model on
+665,298 conversations: with DINOv2 and SigLIP at 384 px, 0.32 of 312 TFLOP/s by the operations counted here."""
+EVALUATION_SHARE = 0.12
+"""Of a GPU's best, in evaluation. The authors of vlm-evaluation report 3.5 questions of VQAv2 a second for the same
+model (its issue 12): 0.13 if the GPU, which is not named, was an A100."""
+COUNTED_MEMORY = "memory from shapes"
+UNKNOWN_SIZE = "how many examples there are is not known"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Of the engine: what decides how fast the same model runs on the same device."""
-
-    precision: str
-    micro_batch: int
-    batching: str
-    activation_checkpointing: str
-    compile: bool
-    sharding: str
+ONE = Devices()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One finished training job, as the throughput table of a store keeps it."""
+class Place:
+    """Where a job would run."""
 
-    model: str
-    """The shapes that decide its cost, and what of them is trained, as one hash (`model_key`)."""
-    stage: str
-    title: str
-    """What people call it."""
-    device: str
-    device_type: str
-    """cpu | cuda"""
-    ranks: int
-    settings: Settings
-    tokens_per_second: float
-    """Positions that hold something, on all ranks together."""
-    examples_per_second: float
-    flops_per_second: float
-    """The model's own operations, on each device."""
-    peak_memory: int
-    """Bytes on the device that used most."""
-    seconds: float
-    """Of all steps."""
-    steps: int
-    mfu: float | None = None
-    """Share of the device's best that `flops_per_second` is; None where the best is not known."""
+    engine: Engine
+    gpu: Gpu | None = None
+    """None: not said."""
+    devices: Devices = ONE
+    """That work on it."""
+    held: int = 1
+    """Devices that it has while it runs."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it may be on one; where nothing is said, `auto` counts as the CPU."""
+        return self.gpu is not None or self.engine.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -66,104 +57,101 @@ class Estimate:
 
     seconds: float | None
     gpu_hours: float | None
-    """0 on a CPU."""
+    """Of all devices that it has; 0 on a CPU."""
     peak_memory: int | None
     """Bytes on each device."""
+    devices: int
+    """That work on it."""
     basis: str
+    assumed: bool = False
+    """Whether the time rests on an assumption instead of a measurement."""
 
 
-def measured_row(spec: StageSpec, engine: Engine, result: Mapping[str, Any]) -> Measured:
-    """The row of a training job that ended with `result`, whose keys are:
+def place_of(job: Job, engine: Engine, cluster: Cluster) -> Place:
+    """Where the plan says that a job runs. ConfigError for a GPU that is not known, or that the engine does not use."""
+    gpu = None if cluster.gpu is None else gpu_named(cluster.gpu)
+    if gpu is not None and engine.device == "cpu":
+        raise ConfigError(
+            f"cluster.gpu={cluster.gpu} names a GPU, but engine={engine.name} computes on the CPU; take engine=gpu, or "
+            "leave cluster.gpu null"
+        )
+    request = request_for(cluster, names_of(job))
+    if request.jobs_per_allocation > 1:
+        return Place(engine, gpu)
+    asked = Devices(request.nodes, tasks_per_node(request))
+    # An evaluation is the work of one process, however many there are.
+    return Place(engine, gpu, ONE if job.kind == "evaluate" else asked, asked.count)
 
-    steps, seconds (of all steps, more than 0); tokens, examples, flops (of all steps and ranks; tokens are positions
-    that hold something, flops as `config.flops.training_operations` counts them); ranks, device (its name), device_type
-    (cpu | cuda), peak_flops (FLOP/s of one device at best, or None), peak_memory (bytes, of the rank that used most).
+
+def estimate(job: Job, cost: JobCost, place: Place, measured: Sequence[Row]) -> Estimate:
+    """What a job will take, by what ran at such a place before.
+
+    A plan that names no GPU and no number of devices takes those of the newest row that counts. Rows of the same model
+    and stage (or kind of benchmark) under the same settings count first, by their tokens (or examples) a second;
+    failing those, all of the same precision, by their operations a second; failing those, an assumption.
     """
-    seconds, ranks, best = result["seconds"], result["ranks"], result["peak_flops"]
-    achieved = result["flops"] / seconds / ranks
-    return Measured(
-        model=model_key(spec),
-        stage=spec.name,
-        title=f"{spec.model.backbone.name} {spec.model.resolution.pixels} {spec.model.llm.name}",
-        device=result["device"],
-        device_type=result["device_type"],
-        ranks=ranks,
-        settings=settings_of(spec, engine, result["device_type"]),
-        tokens_per_second=result["tokens"] / seconds,
-        examples_per_second=result["examples"] / seconds,
-        flops_per_second=achieved,
-        peak_memory=result["peak_memory"],
-        seconds=seconds,
-        steps=result["steps"],
-        mfu=None if best is None else achieved / best,
-    )
+    if isinstance(job.spec, StageSpec):
+        return _of_training(job.spec, cost, place, [row for row in measured if isinstance(row, Measured)])
+    return _of_evaluation(job.spec, cost, place, [row for row in measured if isinstance(row, Evaluated)])
 
 
-def settings_of(spec: StageSpec, engine: Engine, device_type: str) -> Settings:
-    """What the engine does with the stage on this type of device."""
-    return Settings(
-        precision=spec.precision,
-        micro_batch=engine.micro_batch,
-        batching=spec.stage.batching,
-        activation_checkpointing=engine.activation_checkpointing,
-        compile=device_type == "cuda" if engine.compile is None else engine.compile,
-        sharding=engine.sharding,
-    )
+def _of_training(spec: StageSpec, cost: JobCost, place: Place, measured: Sequence[Measured]) -> Estimate:
+    fitting = [row for row in measured if row.settings.precision == spec.precision and _at(place, row)]
+    same = _same(fitting, spec, place.engine)
+    rows = _of_newest_place(same or fitting, place)
+    free = place.gpu is None and place.devices.count == 1
+    devices = Devices(1, rows[-1].ranks) if rows and free else place.devices
+    counted = training_memory(spec, place.engine, devices, _is_gpu(place, rows)).total
+    if not rows:
+        return _assumed(cost, place, counted, TRAINING_SHARE)
+    held = devices.count if free else place.held
+    if not same:
+        seconds = None if cost.flops is None else cost.flops / median(r.flops_per_second for r in rows) / devices.count
+        told = f"FLOP/s of {_runs(rows, devices.count)}; {COUNTED_MEMORY}"
+        return _told(seconds, rows, held, counted, devices.count, told)
+    rate = median(row.tokens_per_second / row.ranks for row in rows) * devices.count
+    seconds = None if cost.tokens is None else cost.tokens / rate
+    as_many = [row.peak_memory for row in rows if row.ranks == devices.count]
+    told = f"tokens/s of {_runs(rows, devices.count, ' of this model')}" + ("" if as_many else f"; {COUNTED_MEMORY}")
+    return _told(seconds, rows, held, max(as_many, default=counted), devices.count, told)
 
 
-def model_key(spec: StageSpec) -> str:
-    """The same for stages that cost the same for an example of the same length: names, weights and recipes are out."""
-    model, llm, stage = spec.model, spec.model.llm, spec.stage
-    towers = [
-        [t.kind, t.source, t.model, t.width, t.depth, t.heads, t.patch, t.prefix_tokens, t.mlp_ratio, t.parameters]
-        for t in model.backbone.towers.values()
-    ]
-    vision = sum(tower.width for tower in model.backbone.towers.values())
-    language = [
-        [llm.architecture, llm.depth, llm.heads, llm.kv_heads, head_width(llm)],
-        [llm.vocabulary, llm.tied_embeddings, linear_layers(llm)],
-    ]
-    tuning = spec.tuning
-    trained = [sorted(stage.trains), stage.vision_blocks, tuning.method]
-    if tuning.method == "lora":
-        trained += [tuning.rank, sorted(tuning.targets)]
-    shapes = [towers, model.resolution.pixels, projector_widths(model.projector, vision, llm.width), language, trained]
-    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def estimate(job: Job, cost: JobCost, engine: Engine, measured: Sequence[Measured]) -> Estimate:
-    """What a training job will take where `engine` would run it, by what ran there before; evaluations have none.
-
-    A plan does not know which device it will run on, so it takes that of the newest row that counts, and as many of
-    them. Rows of the same model and stage under the same settings count first, by their tokens a second; failing
-    those, all of the same precision, by their operations a second. Memory is the most that such rows of the same
-    model used; failing those `resting_memory`, into which activations do not go.
-    """
-    spec = job.spec
-    if not isinstance(spec, StageSpec):
-        return Estimate(None, None, None, "evaluations are not estimated")
-    memory = resting_memory(cost, spec.precision)
-    fitting = _fitting(measured, spec.precision, engine.device.partition(":")[0])
-    if not fitting:
-        return Estimate(None, None, memory, f"no run measured yet; {UNMEASURED_MEMORY}")
-    same = _same(fitting, spec, engine)
-    rows = _of_newest_place(same or fitting)
-    seconds = _by_tokens(rows, cost) if same else _by_operations(rows, cost)
+def _of_evaluation(spec: EvaluationSpec, cost: JobCost, place: Place, measured: Sequence[Evaluated]) -> Estimate:
+    fitting = [row for row in measured if row.precision == spec.precision and _at(place, row)]
+    benchmark, batch = spec.benchmark, place.engine.eval_batch
+    key = shapes_key(spec.model) if fitting else ""
+    asked = (key, benchmark.answer, benchmark.max_new_tokens, batch)
+    same = [row for row in fitting if (row.model, row.answer, row.max_new_tokens, row.batch) == asked]
+    rows = _of_newest_place(same or [row for row in fitting if row.answer == benchmark.answer] or fitting, place)
+    counted = evaluation_memory(spec, place.engine, _is_gpu(place, rows)).total
+    if not rows:
+        return _assumed(cost, place, counted, EVALUATION_SHARE)
     if same:
-        memory = max(row.peak_memory for row in rows)
-    return Estimate(seconds, _gpu_hours(seconds, rows[-1]), memory, _basis(rows, bool(same), seconds))
+        rate = median(row.examples_per_second for row in rows)
+        seconds = None if cost.examples is None else cost.examples / rate
+        told = f"examples/s of {_runs(rows, 1, ' of such a benchmark')}"
+    else:
+        seconds = None if cost.flops is None else cost.flops / median(row.flops_per_second for row in rows)
+        told = f"FLOP/s of {_runs(rows, 1)}"
+    if place.held > 1:
+        told += f", 1 of the {place.held} devices held"
+    return _told(seconds, rows, place.held, counted, 1, f"{told}; {COUNTED_MEMORY}")
 
 
-def resting_memory(cost: JobCost, precision: str) -> int:
-    """Bytes of weights, gradients and moments on one device that holds all of them; without activations."""
-    return cost.trainable * TRAINED_BYTES[precision] + (cost.parameters - cost.trainable) * FROZEN_BYTES[precision]
+def _at(place: Place, row: Row) -> bool:
+    kind = place.engine.device.partition(":")[0]
+    if place.gpu is not None:
+        return row.device_type == "cuda" and card_of(row.device) is place.gpu.card
+    return kind in ("auto", row.device_type)
 
 
-def _fitting(measured: Sequence[Measured], precision: str, device: str) -> list[Measured]:
-    return [row for row in measured if row.settings.precision == precision and device in ("auto", row.device_type)]
+def _is_gpu(place: Place, rows: Sequence[Row]) -> bool:
+    return rows[-1].device_type == "cuda" if rows else place.on_gpu
 
 
 def _same(rows: Sequence[Measured], spec: StageSpec, engine: Engine) -> list[Measured]:
+    if not rows:
+        return []
     key, stage = model_key(spec), spec.name
     settings = {kind: settings_of(spec, engine, kind) for kind in {row.device_type for row in rows}}
     return [
@@ -171,31 +159,56 @@ def _same(rows: Sequence[Measured], spec: StageSpec, engine: Engine) -> list[Mea
     ]
 
 
-def _of_newest_place(rows: Sequence[Measured]) -> list[Measured]:
-    place = (rows[-1].device, rows[-1].ranks)
-    return [row for row in rows if (row.device, row.ranks) == place]
+def _of_newest_place(rows: Sequence[Row], place: Place) -> list[Any]:
+    """Rows of the device that was measured last, and of as many as are asked for where some were."""
+    if not rows:
+        return []
+    asked = place.devices.count if place.gpu is not None or place.devices.count > 1 else None
+    as_many = [row for row in rows if _ranks(row) == asked] or rows
+    newest = (as_many[-1].device, _ranks(as_many[-1]))
+    return [row for row in as_many if (row.device, _ranks(row)) == newest]
 
 
-def _by_tokens(rows: Sequence[Measured], cost: JobCost) -> float | None:
-    return None if cost.tokens is None else cost.tokens / median(row.tokens_per_second for row in rows)
+def _ranks(row: Row) -> int:
+    return row.ranks if isinstance(row, Measured) else 1
 
 
-def _by_operations(rows: Sequence[Measured], cost: JobCost) -> float | None:
+def _assumed(cost: JobCost, place: Place, memory: int, share: float) -> Estimate:
+    """Where nothing was measured."""
+    devices, precision = place.devices.count, place.engine.precision
+    if place.gpu is None:
+        return _unknown(place, memory, f"no run measured yet; {COUNTED_MEMORY}")
+    best = peak_flops_of(place.gpu, precision)
+    if best is None:
+        return _unknown(place, memory, f"{place.gpu.name} does not compute in bfloat16; take engine.precision=fp32")
     if cost.flops is None:
-        return None
-    return cost.flops / median(row.flops_per_second for row in rows) / rows[-1].ranks
+        return _unknown(place, memory, f"{UNKNOWN_SIZE}; {COUNTED_MEMORY}")
+    seconds = cost.flops / (share * best * devices)
+    which = place.gpu.name if devices == 1 else f"{devices} x {place.gpu.name}"
+    idle = f", 1 of the {place.held} devices held" if place.held > devices else ""
+    told = (
+        f"assumption: {share:.0%} of the {best / 1e12:.4g} TFLOP/s of {which}, nothing measured{idle}; {COUNTED_MEMORY}"
+    )
+    return Estimate(seconds, seconds * place.held / 3600, memory, devices, told, assumed=True)
 
 
-def _gpu_hours(seconds: float | None, row: Measured) -> float | None:
+def _unknown(place: Place, memory: int, basis: str) -> Estimate:
+    on_cpu = place.engine.device == "cpu"
+    return Estimate(None, 0.0 if on_cpu else None, memory, place.devices.count, basis)
+
+
+def _told(seconds: float | None, rows: Sequence[Row], held: int, memory: int, devices: int, basis: str) -> Estimate:
+    if rows[-1].device_type != "cuda":
+        hours: float | None = 0.0
+    else:
+        hours = None if seconds is None else seconds * held / 3600
     if seconds is None:
-        return None
-    return seconds * row.ranks / 3600 if row.device_type == "cuda" else 0.0
+        basis = UNKNOWN_SIZE + (f"; {COUNTED_MEMORY}" if COUNTED_MEMORY in basis else "")
+    return Estimate(seconds, hours, memory, devices, basis)
 
 
-def _basis(rows: Sequence[Measured], same: bool, seconds: float | None) -> str:
-    newest, runs = rows[-1], f"{len(rows)} run{'s' if len(rows) > 1 else ''}"
-    where = newest.device if newest.ranks == 1 else f"{newest.ranks} x {newest.device}"
-    told = f"tokens/s of {runs} of this model on {where}" if same else f"FLOP/s of {runs} on {where}"
-    if seconds is None:
-        told = "how many examples there are is not known"
-    return told if same else f"{told}; {UNMEASURED_MEMORY}"
+def _runs(rows: Sequence[Row], devices: int, of: str = "") -> str:
+    newest, count = rows[-1], f"{len(rows)} run{'s' if len(rows) > 1 else ''}"
+    ranks = _ranks(newest)
+    where = newest.device if ranks == 1 else f"{ranks} x {newest.device}"
+    return f"{count}{of} on {where}" + ("" if ranks == devices else f", as if {devices} were as fast each")

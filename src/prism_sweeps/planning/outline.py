@@ -67,7 +67,7 @@ def outline_of(content: Mapping[str, Any]) -> Outline:
         return Outline(
             study=content["study"],
             cells=[_cell(each) for each in content["cells"]],
-            jobs={name: _job(name, job) for name, job in content["jobs"].items()},
+            jobs={name: _job(name, job, content.get("parts", {})) for name, job in content["jobs"].items()},
             cluster=content.get("cluster", {}).get("kind", "local"),
             tracking=from_plain(Tracking, content["tracking"], "plan.tracking"),
         )
@@ -91,8 +91,10 @@ def _cell(content: Mapping[str, Any]) -> CellOutline:
     return CellOutline(*(content[key] for key in ("id", "overrides", "seed", "baseline", "train", "evaluate")))
 
 
-def _job(name: str, content: Mapping[str, Any]) -> JobOutline:
+def _job(name: str, content: Mapping[str, Any], parts: Mapping[str, Any]) -> JobOutline:
     spec = content["spec"]
-    evaluates = spec["kind"] == "evaluate"
-    what = spec["benchmark"]["name"] if evaluates else spec["name"]
-    return JobOutline(name, content["title"], spec["kind"], content["parents"], what, spec.get("condition"))
+    if spec["kind"] != "evaluate":
+        return JobOutline(name, content["title"], spec["kind"], content["parents"], spec["name"])
+    benchmark = spec["benchmark"]
+    benchmark = parts[benchmark] if isinstance(benchmark, str) else benchmark
+    return JobOutline(name, content["title"], spec["kind"], content["parents"], benchmark["name"], spec["condition"])

@@ -15,14 +15,15 @@ from prism_sweeps.config.compose import DesignSpace, design_space, load_study
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.names import check_study_name
-from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
+from prism_sweeps.config.plain import from_plain, plain
 from prism_sweeps.config.published import Published
 from prism_sweeps.config.schema import AXES, GROUPS, Cell, Cluster, Engine, Store, Study, Tracking
 from prism_sweeps.config.specs import Job
-from prism_sweeps.planning.cost import job_cost
-from prism_sweeps.planning.estimates import Measured, estimate
+from prism_sweeps.planning.costs import Costs
 from prism_sweeps.planning.grid import PLACE, Grid, Point, check_rules, lookup, matches, with_overrides
 from prism_sweeps.planning.jobs import jobs_of
+from prism_sweeps.planning.measured import Row
+from prism_sweeps.planning.parts import Parts, PlainOnce, jobs_from_plain
 
 SHOWN = (*AXES, "suite")
 """The choices that describe a cell; the others only say where it runs."""
@@ -59,15 +60,16 @@ class Plan:
     cluster: Cluster = field(default_factory=Cluster)
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON-able data."""
-        content: dict[str, Any] = plain(self)
-        return content
+        """As JSON-able data. What jobs have in common (models, benchmarks) stands once, under `parts`."""
+        once = PlainOnce()
+        rest = {each.name: once.of(getattr(self, each.name)) for each in fields(self) if each.name != "jobs"}
+        return rest | Parts().taken_out_of(self.jobs)
 
     @staticmethod
     def from_plain(content: Mapping[str, Any]) -> Plan:
         """The plan that `to_plain` wrote; ConfigError where it is malformed."""
-        jobs = {fp: _job_from_plain(fp, job) for fp, job in content.get("jobs", {}).items()}
-        plan = from_plain(Plan, {**content, "jobs": {}}, "plan")
+        jobs = jobs_from_plain(content)
+        plan = from_plain(Plan, {**{k: v for k, v in content.items() if k != "parts"}, "jobs": {}}, "plan")
         plan.jobs = jobs
         return plan
 
@@ -134,7 +136,7 @@ class _Composed:
 
 
 def _composed(grid: Grid, base: _Base, space: DesignSpace) -> list[_Composed]:
-    study, parts = grid.study, _PlainParts()
+    study, parts = grid.study, PlainOnce()
     composed = []
     for point in grid.points():
         for seed in study.seeds:
@@ -188,22 +190,6 @@ def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known,
     )
 
 
-class _PlainParts:
-    """Cells as plain data; cells of a grid share their parts, so each part is converted once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[Any, Any]] = {}
-
-    def of(self, cell: Cell) -> dict[str, Any]:
-        return {each.name: self._part(getattr(cell, each.name)) for each in fields(cell)}
-
-    def _part(self, part: Any) -> Any:
-        # The part is kept with its conversion: an id is only its own while it lives.
-        if id(part) not in self._seen:
-            self._seen[id(part)] = (part, plain(part))
-        return self._seen[id(part)][1]
-
-
 def _cannot_work(wrong: Mapping[str, str]) -> str:
     if len(wrong) == 1:
         return next(iter(wrong.values()))
@@ -232,32 +218,24 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, list(arguments)
 
 
-def _job_from_plain(identity: str, content: Mapping[str, Any]) -> Job:
-    spec = spec_from_plain(content.get("spec", {}))
-    return Job(identity, str(content.get("title", "")), spec, [str(parent) for parent in content.get("parents", [])])
-
-
-def summary(plan: Plan, states: Mapping[str, str], measured: Sequence[Measured] = ()) -> dict[str, Any]:
+def summary(plan: Plan, states: Mapping[str, str], measured: Sequence[Row] = ()) -> dict[str, Any]:
     """What a plan holds and costs: `jobs`, one row each, and `totals`.
 
     `states` maps fingerprints to the status of their records; a job not in it is new. A job's `cells` is how many cells
-    share it. Costs that cannot be told (unknown number of examples) are None in rows and counted in `unknown`. By what
-    was `measured` (the store's throughput table), training jobs have `seconds` and `gpu_hours`; those of which neither
-    is known are counted in `not_timed`. `peak_memory` is in bytes a device, in totals of the job that needs most.
+    share it. By what was `measured` (the store's throughput table), or what `cluster.gpu` can do, jobs have `seconds`
+    and `gpu_hours`; what cannot be told (unknown number of examples, no GPU named) is None in rows, counted in totals
+    as `unknown` (operations), `not_timed` and `not_priced` (GPU-hours). `peak_memory` is in bytes a device, in totals
+    of the training job that needs most. Where a GPU is named, `fits` says whether the job fits it and `fits_with` what
+    would make it; else they are None. Raises ConfigError for a GPU that is not known or not used.
     """
     used = Counter(fp for cell in plan.cells for fp in (*cell.train, *cell.evaluate))
+    costs = Costs(plan.engine, plan.cluster, measured)
     rows = [
         {"fingerprint": fp, "title": job.title, "kind": job.kind, "status": states.get(fp, "new"), "cells": used[fp]}
-        | _cost_and_time(job, plan.engine, measured)
+        | costs.of(job)
         for fp, job in plan.jobs.items()
     ]
     return {"jobs": rows, "totals": _totals(plan, rows)}
-
-
-def _cost_and_time(job: Job, engine: Engine, measured: Sequence[Measured]) -> dict[str, Any]:
-    cost = job_cost(job)
-    both: dict[str, Any] = plain(cost) | plain(estimate(job, cost, engine, measured))
-    return both
 
 
 def _totals(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -268,23 +246,28 @@ def _totals(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "done": len(rows) - len(waiting),
         "all": _sums(rows),
         "to_run": _sums(waiting),
+        "already_done": _sums([row for row in rows if row["status"] == "done"]),
         "without_sharing": _sums(once_per_cell),
     }
 
 
 def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    known = [row for row in rows if row["flops"] is not None]
-    timed = [row for row in rows if row["seconds"] is not None]
+    def known(what: str) -> list[Any]:
+        return [row[what] for row in rows if row[what] is not None]
+
     trained = [row for row in rows if row["kind"] == "train"]
+    flops, seconds, hours = known("flops"), known("seconds"), known("gpu_hours")
     return {
         "jobs": len(rows),
         "train": len(trained),
-        "evaluate": sum(row["kind"] == "evaluate" for row in rows),
-        "tokens": sum(row["tokens"] for row in known),
-        "flops": sum(row["flops"] for row in known),
-        "unknown": len(rows) - len(known),
-        "seconds": sum(row["seconds"] for row in timed),
-        "gpu_hours": sum(row["gpu_hours"] for row in timed),
-        "not_timed": len(trained) - len(timed),
+        "evaluate": len(rows) - len(trained),
+        "tokens": sum(known("tokens")),
+        "flops": sum(flops),
+        "unknown": len(rows) - len(flops),
+        "seconds": sum(seconds),
+        "not_timed": len(rows) - len(seconds),
+        "gpu_hours": sum(hours),
+        "not_priced": len(rows) - len(hours),
         "peak_memory": max((row["peak_memory"] for row in trained), default=None),
+        "not_fitting": sum(row["fits"] is False for row in rows),
     }

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from prism_sweeps.config.gpus import card_of
+from prism_sweeps.config.schema import Engine
+from prism_sweeps.models.device import device_of
 
 
 def peak_flops(device: torch.device, precision: str, stated_tflops: float | None) -> float | None:
@@ -39,6 +41,12 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # macOS counts bytes, Linux KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def device_used(engine: Engine) -> tuple[str, str]:
+    """Name and type (cpu | cuda) of what the engine computes on here."""
+    device = device_of(engine)
+    return device_name(device), device.type
 
 
 def device_name(device: torch.device) -> str:
