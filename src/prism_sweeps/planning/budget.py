@@ -25,10 +25,12 @@ def check_budget(plan: Plan, found: Mapping[str, Any], budget: float | None) -> 
     cost = sum(row["gpu_hours"] for row in waiting if row["gpu_hours"] is not None)
     if cost <= budget and not unknown:
         return
-    told = [f"what is left of '{plan.study}' costs {hours(cost)} GPU-hours, the budget is {hours(budget)}"]
+    limit, known = f"the budget of {hours(budget)} GPU-hours", f"{hours(cost)} GPU-hours"
+    told = [f"what is left of '{plan.study}' costs {known}, more than {limit}"]
     if unknown:
+        count = f"{len(unknown)} of the {len(waiting)} jobs that are left of '{plan.study}'"
         told = [
-            f"{told[0]}, and the cost of {len(unknown)} of its {len(waiting)} jobs is not known ({_reason(unknown)})"
+            f"the cost of {count} is not known ({_reason(unknown)}), so {limit} cannot be kept; the rest costs {known}"
         ]
     largest = _largest(plan, waiting)
     if largest:

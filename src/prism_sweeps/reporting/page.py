@@ -31,6 +31,7 @@ class Page:
     groups: Sequence[Table]
     answers: Table | None
     curves: str | None
+    cost: Table
     cells: Table
     missing: Table
 
@@ -51,6 +52,7 @@ def page_html(page: Page) -> str:
         groups=page.groups,
         answers=page.answers,
         curves=svg(page.curves),
+        cost=page.cost,
         cells=page.cells,
         missing=page.missing,
         configs=configs(page.frames),

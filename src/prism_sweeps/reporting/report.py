@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from prism_sweeps.planning.outline import outline_of
 from prism_sweeps.reporting import plots, tables
 from prism_sweeps.reporting.comparisons import (
     AxisComparison,
@@ -27,6 +28,7 @@ from prism_sweeps.reporting.comparisons import (
     look_at_groups,
     look_together,
 )
+from prism_sweeps.reporting.cost_table import cost_table
 from prism_sweeps.reporting.frame import StudyFrames, read_study
 from prism_sweeps.reporting.page import Page, page_html
 from prism_sweeps.reporting.render import latex, markdown_document, terminal
@@ -54,9 +56,10 @@ def write_report(store: Store, study: str) -> Path:
     """
     record = store.study(study)
     findings = find(read_study(store, study))
+    cost = cost_table(store, outline_of(record.plan()))
     temporary = Path(tempfile.mkdtemp(dir=record.path, prefix=".report-"))
     try:
-        write_files(findings, temporary)
+        write_files(findings, cost, temporary)
         replace_folder(temporary, record.path / "report")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -94,7 +97,7 @@ def find(frames: StudyFrames) -> Findings:
 # ---- files
 
 
-def write_files(found: Findings, folder: Path) -> None:
+def write_files(found: Findings, cost: tables.Table, folder: Path) -> None:
     frames = found.frames
     figures = folder / "plots"
     figures.mkdir()
@@ -113,10 +116,11 @@ def write_files(found: Findings, folder: Path) -> None:
         groups=[tables.group_table(frames.reference, name, sights) for name, sights in found.groups.items()],
         answers=tables.answer_table(frames),
         curves=drawn(plots.learning_curves(frames), figures, "learning-curves"),
+        cost=cost,
         cells=tables.cell_table(frames),
         missing=tables.missing_table(frames),
     )
-    shown = [*(table for table, _ in axes), page.variants, *page.sights, *page.groups, page.cells, page.missing]
+    shown = [*(table for table, _ in axes), page.variants, *page.sights, *page.groups, cost, page.cells, page.missing]
     write_tables(shown, page.summary, frames.study, folder)
     frames.scores.to_csv(folder / "scores.csv", index=False)
     (folder / "index.html").write_text(page_html(page), encoding="utf-8")
