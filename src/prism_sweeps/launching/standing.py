@@ -26,7 +26,7 @@ ENDED_BADLY = frozenset({"failed", "cancelled", "lost", "skipped"})
 QUIET_SECONDS = 180.0
 """Without a sign of life, after which a running job is called silent."""
 LOST = {
-    "TIMEOUT": "its time limit was over before it could write a checkpoint",
+    "TIMEOUT": "its time limit was over before it could go back into the queue",
     "NODE_FAIL": "its node failed",
     "BOOT_FAIL": "its node did not start",
     "OUT_OF_MEMORY": "it needed more memory than it had asked for",
