@@ -30,7 +30,7 @@ from prism_sweeps.config.schema import Store as StorePlace
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking import live
-from prism_sweeps.tracking.mlflow_client import KEY
+from prism_sweeps.tracking.mlflow_writing import KEY
 from prism_sweeps.tracking.records import JobRecord, Store
 
 MODEL = ModelSpec(

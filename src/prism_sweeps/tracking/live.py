@@ -22,11 +22,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.planning.plan import Plan
-from prism_sweeps.tracking.mlflow_client import (
+from prism_sweeps.tracking.mlflow_client import Point, StoredRun, client_for, is_server
+from prism_sweeps.tracking.mlflow_import import first_line, one_importer
+from prism_sweeps.tracking.mlflow_runs import Curve, Run, cell_run, milliseconds, stage_run
+from prism_sweeps.tracking.mlflow_writing import (
     CELL,
     SENT,
     Experiment,
@@ -37,12 +40,7 @@ from prism_sweeps.tracking.mlflow_client import (
     stored_runs,
     write_run,
 )
-from prism_sweeps.tracking.mlflow_import import first_line, one_importer
-from prism_sweeps.tracking.mlflow_runs import Curve, Point, Run, cell_run, milliseconds, stage_run
 from prism_sweeps.tracking.records import JobRecord, Store
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run as StoredRun
 
 LOG = logging.getLogger(__name__)
 
@@ -53,12 +51,14 @@ LONGEST_WAIT = 30.0
 """Of those that double while the server does not answer."""
 LAST_SECONDS = 120.0
 """How long it goes on trying after the attempt has ended."""
+NICE = 10
+"""Training gets ten times as much of a processor that both want. With more, runs would be long in the making, and with
+them the lock that others wait for."""
 LIVE_CELLS = 16
 """A stage that more cells share is shown live in so many of them."""
 BYTES = 1 << 20
 """Of rows, sent before more are read: what waits for a server that is away waits on the disk."""
-HASTY = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""For MLflow's client, which otherwise tries eight times, each for two minutes."""
+REQUEST_SECONDS = 10.0
 
 
 def start(store: Store, fingerprint: str) -> None:
@@ -74,9 +74,8 @@ def start(store: Store, fingerprint: str) -> None:
             # Not in the job's session: what stops the job lets this send what is left. Nor with its stdout: who reads
             # that would wait for this, too.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=os.environ | HASTY,
-            )  # fmt: skip
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
     except (StoreError, OSError) as error:
         LOG.warning("the curve is not shown live: %s", error)
         return
@@ -95,11 +94,6 @@ def live_studies(store: Store, fingerprint: str) -> list[str]:
             if fingerprint in plan["jobs"] and tracking.get("mlflow") and is_server(tracking.get("uri")):
                 found.append(name)
     return found
-
-
-def is_server(uri: str | None) -> bool:
-    """Whether many may write there at once."""
-    return uri is not None and uri.startswith(("http://", "https://"))
 
 
 def part_of(plan: dict[str, Any], fingerprint: str) -> Plan:
@@ -195,7 +189,7 @@ class Feed:
             for experiment, child, stored, parent in self.children(state):
                 run = current_run(experiment, child, stored, parent)
                 describe(experiment.client, child, run, parent)
-                self.sent[run.info.run_id] = int(run.data.tags.get(SENT, 0))
+                self.sent[run.id] = int(run.tags.get(SENT, 0))
                 self.experiment = experiment
         return Tail(record, Curve(milliseconds(state["started"])), state["rewinds"])
 
@@ -212,7 +206,8 @@ class Feed:
         `state` is the job's.
         """
         plan = part_of(self.store.study(self.study).plan(), self.fingerprint)
-        experiment = open_experiment(self.store, self.study, str(plan.tracking.uri))
+        uri = str(plan.tracking.uri)
+        experiment = open_experiment(client_for(uri, REQUEST_SECONDS, 1), self.store, self.study, uri)
         states = {name: self.store.job(name).state() for name in plan.jobs} | {self.fingerprint: state}
         for cell in plan.cells:
             stored = stored_runs(experiment, f"tags.`{CELL}` = '{cell.id}'")
@@ -248,10 +243,10 @@ def at_work(record: JobRecord, attempt: int) -> bool:
 
 
 def step_back() -> None:
-    """Takes processor time only where nobody else wants it."""
-    os.nice(19)
+    """Leaves processors to training."""
+    os.nice(NICE)
     with contextlib.suppress(OSError):  # where sessions share processors as groups, nice counts within one alone
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def main(arguments: list[str]) -> None:

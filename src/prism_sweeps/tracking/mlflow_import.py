@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prism_sweeps.config.errors import PrismError, StoreError
+from prism_sweeps.config.errors import ConfigError, PrismError, StoreError
 from prism_sweeps.planning.outline import Outline
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.files import read_json, write_atomic
-from prism_sweeps.tracking.mlflow_client import SQLITE, client_for, open_experiment, stored_runs, write_run
+from prism_sweeps.tracking.mlflow_client import TrackingError, client_for
 from prism_sweeps.tracking.mlflow_runs import FORMAT, cell_runs
+from prism_sweeps.tracking.mlflow_writing import SQLITE, open_experiment, stored_runs, write_run
 from prism_sweeps.tracking.records import Store
 
 LOG = logging.getLogger(__name__)
@@ -30,13 +31,8 @@ LOCK_SECONDS = 600.0
 """Longer than an import of a large study takes; whoever waits in vain comes again."""
 LOOK_SECONDS = 0.1
 AGAIN_SECONDS = 3.0
-PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
-"""For MLflow's client. By itself it tries eight times, each for two minutes."""
-REQUEST_SECONDS = 30
-
-
-class TrackingError(PrismError):
-    """MLflow could not be written; the records are whole and can be imported later."""
+REQUEST_SECONDS, TRIES = 30.0, 3
+"""Of one call to a server."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +74,10 @@ def imported_by_a_process(store: Store, plan: Plan | Outline, patience_seconds: 
     """Raises TrackingError when the process has not done it in time."""
     began = time.time()
     command = [sys.executable, "-m", __name__, "import", str(store.root), plan.study, str(began + patience_seconds)]
-    environment = os.environ | PATIENT | {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
     # By stdin, because it may hold a password and others can read arguments.
     uri = plan.tracking.uri or ""
     try:
-        done = subprocess.run(
-            command, input=uri, capture_output=True, text=True, env=environment, timeout=patience_seconds, check=False
-        )
+        done = subprocess.run(command, input=uri, capture_output=True, text=True, timeout=patience_seconds, check=False)
     except subprocess.TimeoutExpired as error:
         raise TrackingError(
             f"MLflow at {tracking_uri(store, uri)} has not taken study {plan.study} within {patience_seconds:.0f} s; "
@@ -143,10 +136,12 @@ def told_as_tracking_error(where: str, study: str) -> Iterator[None]:
     """Turns whatever MLflow and its backends raise into a TrackingError."""
     try:
         yield
-    except PrismError:
+    except (StoreError, ConfigError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = (
+            first_line(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {first_line(error)}"
+        )
         raise TrackingError(
             f"MLflow at {where} could not be written ({reason}); nothing is lost, `prism report {study}` tries again"
         ) from error
@@ -191,7 +186,7 @@ def create_database(uri: str) -> None:
     for abandoned in place.parent.glob(f".{place.name}.new-*"):
         abandoned.unlink()
     temporary = place.with_name(f".{place.name}.new-{os.getpid()}")
-    client_for(f"{SQLITE}{temporary}").get_experiment("0")
+    client_for(f"{SQLITE}{temporary}", REQUEST_SECONDS, TRIES).experiment("Default")
     temporary.replace(place)
 
 
@@ -234,7 +229,7 @@ def locked(descriptor: int) -> bool:
 
 def write_runs(store: Store, plan: Plan, uri: str, digest: str) -> Imported:
     """Creates or updates the study's runs. Call it with the importer's lock held."""
-    experiment = open_experiment(store, plan.study, uri)
+    experiment = open_experiment(client_for(uri, REQUEST_SECONDS, TRIES), store, plan.study, uri)
     stored = stored_runs(experiment)
     count = written = 0
     for run in cell_runs(plan, store):

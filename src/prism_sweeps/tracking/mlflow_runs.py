@@ -23,6 +23,7 @@ from typing import Any
 
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
+from prism_sweeps.tracking.mlflow_client import Point
 from prism_sweeps.tracking.records import JobRecord, Store
 
 FORMAT = 2
@@ -30,9 +31,6 @@ FORMAT = 2
 PLACES = ("engine", "cluster", "tracking", "store", "suite")
 VALUE_LENGTH = 500
 NOT_ALLOWED = re.compile(r"[^\w\-. :/]")
-
-Point = tuple[str, float, int, int]
-"""Metric, value, timestamp in milliseconds, step."""
 
 
 @dataclass
