@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,10 @@ def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
     uncounted = attempt.tries - sum(state["failures"] for state in states)
     if not open_ones or uncounted > attempt.retries:
         return "end"
-    here = [state for state in open_ones if failures_on(attempt.host, state) > 1]
-    return f"requeue {','.join((*attempt.kept_away, attempt.host))}" if here else "again"
+    bad = {host for state in open_ones for host in bad_for(state)}
+    if attempt.host not in bad:
+        return "again"
+    return f"requeue {','.join(dict.fromkeys((*attempt.kept_away, *sorted(bad))))}"
 
 
 def to_be_done(state: Mapping[str, Any], retries: int) -> bool:
@@ -90,9 +93,10 @@ def to_be_done(state: Mapping[str, Any], retries: int) -> bool:
     return state["status"] != "done" and not state["final"] and state["failures"] <= retries
 
 
-def failures_on(host: str, state: Mapping[str, Any]) -> int:
-    """Of the failures that count, how many were on this node."""
-    return sum(name == host for name, _ in state["failed_on"][-state["failures"] :]) if state["failures"] else 0
+def bad_for(state: Mapping[str, Any]) -> list[str]:
+    """Nodes on which a job has failed more than once, of the failures that count."""
+    counted = Counter(host for host, _ in state["failed_on"][-state["failures"] :]) if state["failures"] else Counter()
+    return [host for host, failures in counted.items() if host is not None and failures > 1]
 
 
 def put_down_death(job: JobRecord, attempt: Attempt) -> None:
