@@ -39,16 +39,19 @@ UNLIMITED = ("unlimited", "infinite")
 
 
 def minutes(text: str) -> float | None:
-    """A time limit as sbatch has it (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None is unlimited. ConfigError."""
+    """A time limit as sbatch has it (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None is unlimited, as 0 is to SLURM.
+
+    Raises ConfigError.
+    """
     if text.lower() in UNLIMITED:
         return None
     if found := DAYS.fullmatch(text):
         days, hours, mins, secs = (int(part or 0) for part in found.groups())
-        return days * 1440 + hours * 60 + mins + secs / 60
+        return days * 1440 + hours * 60 + mins + secs / 60 or None
     if found := CLOCK.fullmatch(text):
         first, second, third = (None if part is None else int(part) for part in found.groups())
         assert first is not None
-        return first + (second or 0) / 60 if third is None else first * 60 + (second or 0) + third / 60
+        return (first + (second or 0) / 60 if third is None else first * 60 + (second or 0) + third / 60) or None
     raise ConfigError(f"'{text}' is no time; write minutes, H:M:S or D-H:M:S")
 
 
