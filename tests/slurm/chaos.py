@@ -31,6 +31,7 @@ from chaos_checks import Check, checks
 from mlflow_server import Server
 
 from prism_sweeps.launching.slurm import scheduler
+from prism_sweeps.launching.snapshot import snapshot
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
@@ -222,6 +223,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="prism-chaos-", dir="/tmp"))
     folder.mkdir(exist_ok=True)
+    run_a_snapshot(folder)
     os.environ |= {"PRISM_SLURM_LAB": str(folder / "slurm"), "PRISM_SLURM_PREFIX": "c", "OMP_NUM_THREADS": "1"}
     common = ["--config-dir", str(CONF), f"store.data={folder / 'data'}"]
     print(f"in peace, in {folder / 'undisturbed'}", flush=True)
@@ -246,6 +248,15 @@ def main() -> int:
         if not given.keep:
             subprocess.run([CLUSTER, "down"], check=False)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_a_snapshot(folder: Path) -> None:
+    """Starts this script again on a copy of the package, so that a tree that is worked on does not disturb it too."""
+    if os.environ.get("PYTHONPATH", "").startswith(str(folder)):
+        return
+    os.environ["PYTHONPATH"] = str(snapshot(Store.open(folder / "code")))
+    where = [] if "--folder" in sys.argv else ["--folder", str(folder)]
+    os.execv(sys.executable, [sys.executable, *sys.argv, *where])
 
 
 def told(lab: Lab, sweeps: int, found: Sequence[Check]) -> int:

@@ -10,6 +10,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -305,3 +307,17 @@ def test_studies_are_listed_by_name(store: Store) -> None:
     assert store.study("nano/axes").plan() == {"study": "nano/axes"}
     with pytest.raises(StoreError, match="prism sweep other"):
         store.study("other").plan()
+
+
+def test_a_group_shares_a_store_where_the_umask_says_so(tmp_path: Path):
+    script = (
+        "import sys; from pathlib import Path; from prism_sweeps.tracking.records import Store;"
+        "record = Store.open(Path(sys.argv[1])).job('0' * 16)\n"
+        "with record.claim(): record.append_metrics({'step': 1})"
+    )
+    for umask, rights in ((0o002, "664"), (0o077, "600")):
+        root = tmp_path / rights
+        subprocess.run([sys.executable, "-c", script, str(root)], check=True, umask=umask)
+        files = [root / "store.json", *root.rglob("lock"), *root.rglob("metrics.jsonl")]
+        assert len(files) == 3
+        assert {f"{file.stat().st_mode & 0o777:o}" for file in files} == {rights}

@@ -73,8 +73,8 @@ class PrismSlurmLauncher(Launcher):
             )
         store = self.store_of(plan)
         done = submit(plan, store, say)
-        told = f"{len(done.jobs)} jobs submitted in {done.allocations} allocations" if done.jobs else "nothing to submit"
-        say(f"{told}; prism status {plan.study}")
+        told = f"{len(done.jobs)} jobs submitted in {done.allocations} allocations"
+        say(f"{told if done.jobs else 'nothing to submit'}; prism status {plan.study}")
         if self.wait:
             follow(plan, store)
         return [self.returned(cells[name], store, list(each)) for name, each in zip(asked, job_overrides, strict=True)]

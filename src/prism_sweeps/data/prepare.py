@@ -91,7 +91,7 @@ def prepare(make: Make, folder: Path, workers: int, progress: Progress) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Waits for an exclusive lock on `path`; the kernel frees it when its holder ends, however that happens."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

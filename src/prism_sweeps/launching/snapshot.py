@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import prism_sweeps.conf
-from prism_sweeps.tracking.files import explained, make_folder, sync_folder
+from prism_sweeps.tracking.files import UMASK, explained, make_folder, sync_folder
 from prism_sweeps.tracking.records import COMMIT, Store, source_commit
 
 PACKAGE = Path(prism_sweeps.__file__).parent
@@ -33,7 +33,7 @@ def snapshot(store: Store) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=make_folder(target.parent), prefix=".new-"))
         try:
             _write(files, temporary)
-            temporary.chmod(0o755)
+            temporary.chmod(0o777 & ~UMASK)
             temporary.rename(target)
         except OSError:
             if not target.is_dir():  # or somebody else was as fast

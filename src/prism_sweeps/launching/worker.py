@@ -130,7 +130,7 @@ def attempt(job: Job, run: Run, store: Store, engine: Engine, connection: Connec
 def output_to(path: Path) -> Iterator[None]:
     """Sends stdout and stderr of this process, C code included, to the end of a file."""
     kept = [os.dup(1), os.dup(2)]
-    target: Any = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    target: Any = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)

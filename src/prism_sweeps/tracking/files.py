@@ -14,6 +14,10 @@ from typing import Any
 from prism_sweeps.config.errors import StoreError
 
 BLOCK = 1 << 16
+UMASK = os.umask(0o077)
+"""Which rights new files do not get, as whoever runs this wants it: with 002 a group shares a store. Temporary files,
+which are made for their owner alone, are given theirs by it."""
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -42,7 +46,7 @@ def write_atomic(path: Path, text: str) -> None:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
-                os.fchmod(stream.fileno(), 0o644)
+                os.fchmod(stream.fileno(), 0o666 & ~UMASK)
                 os.fsync(stream.fileno())
             Path(temporary).replace(path)
         except BaseException:
@@ -81,7 +85,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]], durable: bool) -> No
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     with explained("append to", path, "the rows already in it are kept"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             end = whole_lines(descriptor)
             os.ftruncate(descriptor, end)

@@ -205,7 +205,7 @@ def create_in_background(store: Store, uri: str | None) -> subprocess.Popen[byte
 def one_importer(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """One at a time creates runs of a store, and MLflow's schema. Raises TrackingError after so many seconds."""
     end = time.monotonic() + seconds
-    descriptor = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         while not locked(descriptor):
             if time.monotonic() > end:

@@ -34,6 +34,7 @@ from prism_sweeps.config.names import NAME, check_study_name
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
 from prism_sweeps.tracking.files import (
+    UMASK,
     append_rows,
     explained,
     make_folder,
@@ -312,7 +313,7 @@ class JobRecord:
         """Makes this process the only one that works on the job. Raises JobBusy when another live one does."""
         make_folder(self.path)
         with explained("lock", self.path / "lock", "nothing was changed"):
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             # `busy` holds the lock, shared, for an instant: a first refusal may come from a reader.
             if not any(try_lock(descriptor, fcntl.LOCK_EX, pause) for pause in (0.0, 0.01, 0.05, 0.1)):
@@ -420,7 +421,7 @@ class JobRecord:
         try:
             with explained("write", self.weights, "checkpoints are kept; make room and run the job again"):
                 yield folder
-                folder.chmod(0o755)
+                folder.chmod(0o777 & ~UMASK)
                 for file in folder.iterdir():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())

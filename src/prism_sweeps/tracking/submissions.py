@@ -149,7 +149,7 @@ def submitting(store_root: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One submission into a store at a time; others wait, and are told for whom."""
     path = make_folder(store_root) / LOCK
     with explained("lock", path, "nothing was submitted"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with explained("lock", path, "nothing was submitted"):
             try:

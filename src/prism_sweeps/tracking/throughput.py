@@ -67,7 +67,7 @@ def _known(kind: type, content: Any) -> dict[str, Any]:
 def _alone(store_root: Path) -> Iterator[None]:
     path = make_folder(store_root) / LOCK
     with explained("lock", path, "no row was added"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with explained("lock", path, "no row was added"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -144,7 +144,7 @@ def held(path: Path, bytes_of: range, waiting: Callable[[], None]) -> Iterator[N
     file anywhere in the process would end it, so a process opens it here alone.)
     """
     with explained("lock", path, LOCKS):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         while not _try_lock(descriptor, path, bytes_of):
             waiting()
