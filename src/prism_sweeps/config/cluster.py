@@ -15,6 +15,7 @@ FIELDS = {each.name: each for each in fields(Request)}
 RESERVED = {
     "array": "jobs of one shape become arrays by themselves",
     "chdir": "the store's paths are absolute",
+    "clusters": "the queue and the accounts of one cluster are read",
     "comment": "sweeps find their jobs again by it",
     "dependency": "a plan's dependencies are set by the sweep",
     "error": "logs go into the store",
@@ -22,9 +23,13 @@ RESERVED = {
     "ntasks": "say nodes and tasks_per_node",
     "open-mode": "logs are appended to",
     "output": "logs go into the store",
+    "parsable": "what sbatch says is read",
+    "quiet": "what sbatch says is read",
     "requeue": "interrupted jobs go on by themselves",
     "no-requeue": "interrupted jobs go on by themselves",
     "signal": "say notice_seconds",
+    "test-only": "nothing would be submitted",
+    "wait": "a sweep submits and returns",
 }
 """Options of sbatch that are not the user's -> why."""
 OWN = {"cpus-per-task": "cpus_per_task", "mem": "memory", "ntasks-per-node": "tasks_per_node"} | {
