@@ -142,23 +142,22 @@ def _arrays(
 ) -> list[Batch]:
     """The allocations of one group as batches: task by task where that fits, else by what they need."""
     one_by_one: dict[int, dict[int, Allocation]] = {}
-    rest: dict[tuple[str, ...], list[Allocation]] = {}
     for allocation in group:
         where = {place[need] for need in allocation.needs if need in place}
         elsewhere = any(need not in place for need in allocation.needs)
         batch, number = next(iter(where)) if len(where) == 1 and not elsewhere else (-1, -1)
-        if batch >= 0 and number not in one_by_one.get(batch, {}):
-            one_by_one.setdefault(batch, {})[number] = allocation
-        else:
-            rest.setdefault(allocation.needs, []).append(allocation)
+        if batch >= 0:
+            one_by_one.setdefault(batch, {}).setdefault(number, allocation)
     arrays = []
     for batch, tasks in one_by_one.items():
         parents = before[batch].allocations
         if 1 < len(tasks) == len(parents) and all(parent.slots == 1 for parent in parents):
             arrays.append(Batch([tasks[number] for number in range(len(parents))], task_by_task=batch))
-        else:
-            for allocation in tasks.values():
-                rest.setdefault(allocation.needs, []).append(allocation)
+    placed = {name for array in arrays for each in array.allocations for name in each.jobs}
+    rest: dict[tuple[str, ...], list[Allocation]] = {}
+    for allocation in group:
+        if placed.isdisjoint(allocation.jobs):
+            rest.setdefault(allocation.needs, []).append(allocation)
     for same in rest.values():
         arrays += [Batch(same[start : start + largest]) for start in range(0, len(same), largest)]
     return arrays
