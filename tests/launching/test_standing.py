@@ -59,7 +59,7 @@ TABLE = [
     # How a job ended (each was seen on a real cluster, squeue and sacct as they were then), and how it stands.
     ("an exception", "failed", q("FAILED", "NonZeroExitCode", "n1"), e("FAILED"), "failed", "boom"),
     ("killed by the kernel", "failed", q("FAILED", "NonZeroExitCode"), e("OUT_OF_MEMORY"), "failed", "boom"),
-    ("killed by SLURM, with its script", "interrupted", q("OUT_OF_MEMORY"), e("OUT_OF_MEMORY"), "lost", "needed more memory"),
+    ("killed with its script", "interrupted", q("OUT_OF_MEMORY"), e("OUT_OF_MEMORY"), "lost", "needed more memory"),
     ("over its time limit", "interrupted", q("TIMEOUT", "TimeLimit"), e("TIMEOUT"), "lost", "its time limit was over"),
     ("just being ended for that", "interrupted", q("COMPLETING", "TimeLimit"), e("TIMEOUT"), "queued", ""),
     ("its node died, queued again", "interrupted", q("PENDING", "BeginTime"), e("NODE_FAIL"), "queued", "BeginTime"),
