@@ -26,13 +26,16 @@ def snapshot(store: Store) -> Path:
     Beside it lie the git commit and, where files differ from it, the difference.
     """
     files = dict(_files())
-    target = store.root / "snapshots" / digest(files)
+    snapshots = store.root / "snapshots"
+    target = snapshots / digest(files)
     if target.is_dir():
         return target
     with explained("write", target, "nothing was submitted; make room and sweep again"):
-        temporary = Path(tempfile.mkdtemp(dir=make_folder(target.parent), prefix=".new-"))
+        temporary = Path(tempfile.mkdtemp(dir=make_folder(snapshots), prefix=".new-"))
         try:
             _write(files, temporary)
+            # Somebody may have saved a file since it was looked at.
+            target = snapshots / digest({name: temporary / name for name in files})
             temporary.chmod(0o777 & ~UMASK)
             temporary.rename(target)
         except OSError:
@@ -40,7 +43,7 @@ def snapshot(store: Store) -> Path:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(target.parent)
+        sync_folder(snapshots)
     return target
 
 
