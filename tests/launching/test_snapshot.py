@@ -46,7 +46,7 @@ def test_it_holds_package_and_configuration(tree: Path, store: Store) -> None:
         "prism_sweeps/__init__.py", "prism_sweeps/models/zoo/a.safetensors", "prism_sweeps/conf/study/a.yaml",
     }  # fmt: skip
     assert held(store.root / "snapshots") == {f"{folder.name}/{name}" for name in held(folder)}
-    assert folder.stat().st_mode & 0o777 == 0o755
+    assert folder.stat().st_mode & 0o555 == 0o555
 
 
 def test_the_same_code_has_the_same_snapshot_and_other_code_another(tree: Path, store: Store) -> None:
