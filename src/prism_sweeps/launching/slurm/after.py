@@ -45,8 +45,8 @@ class Attempt:
     host: str
     retries: int
     """How often a job that fails is tried again."""
-    kept_away: tuple[str, ...] = ()
-    """Nodes that the request excludes already."""
+    kept_away: str = ""
+    """Nodes that the request excludes already, as sbatch has them."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
         limit=None if limit is None else limit * 60,
         host=socket.gethostname(),
         retries=row["retries"],
-        kept_away=tuple(filter(None, (request["exclude"] or "").split(","))),
+        kept_away=request["exclude"] or "",
     )
     names = row["allocations"][int(task)] if row["allocations"] else ()  # none: the report job
     print(answer(attempt, [store.job(name) for name in names]))
@@ -85,7 +85,7 @@ def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
     bad = {host for state in open_ones for host in bad_for(state)}
     if attempt.host not in bad:
         return "again"
-    return f"requeue {','.join(dict.fromkeys((*attempt.kept_away, *sorted(bad))))}"
+    return f"requeue {','.join(filter(None, (attempt.kept_away, *sorted(bad))))}"
 
 
 def to_be_done(state: Mapping[str, Any], retries: int) -> bool:
