@@ -1,0 +1,50 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --comment=prism-$BATCH
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=prism-study
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=$STORE/slurm/study/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=01:00:00
+
+# setup
+export PYTHONPATH=$STORE/snapshots/now${PYTHONPATH:+:$PYTHONPATH}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}
+[ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
+# The tasks are told to make room, not this shell: it stays to ask what is to be done after them.
+trap : TERM USR1 USR2
+prism_attempts() {
+  local code tries=0 answer nodes id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
+  id="${id:-$SLURM_JOB_ID}"
+  while tries=$((tries + 1)); "$@"; code=$?; [ "$code" -ne 0 ]; do
+    answer=$(trap '' TERM; $PYTHON -m prism_sweeps.launching.slurm.after $STORE $BATCH \
+      "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS") || return "$code"
+    read -r answer nodes <<< "$answer"
+    case "$answer" in
+      again) echo "prism: again, after exit code $code" ;;
+      requeue)
+        # SLURM would queue a job again that it is just ending because somebody has cancelled it.
+        case $(squeue --noheader --jobs="$id" --format=%T,%r) in
+          COMPLETING,TimeLimit) ;;
+          COMPLETING,*) echo "prism: SLURM is ending it"; return "$code" ;;
+        esac
+        echo "prism: back into the queue, after exit code $code${nodes:+; not on $nodes}"
+        ( trap '' TERM
+          for pause in 5 15 30 60 0; do scontrol requeue "$id" && break; sleep "$pause"; done
+          [ -z "$nodes" ] || scontrol update JobId="$id" ExcNodeList="$nodes" )
+        sleep 300
+        return "$code" ;;
+      *) return "$code" ;;
+    esac
+  done
+}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+prism_attempts srun --unbuffered --output=$STORE/slurm/study/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 $PYTHON -u -m submitit.core._submit $STORE/slurm/study
