@@ -52,6 +52,19 @@ def test_a_side_that_begins_elsewhere_is_found_out(benchmark_named, tmp_path: Pa
         train.compared(setting, {"other": lambda number: ours(number) + 2e-4})
 
 
+# ---- plan: beside Hydra's compose
+
+
+def test_planned_cells_are_those_that_hydra_composes(benchmark_named):
+    plan = benchmark_named("plan")
+    cells = plan.planned(["backbone=nano-clip,nano-siglip", "resize=letterbox,naive", "suite=easy-vqa"]).cells[:3]
+    others = plan.composed(cells)
+    plan.check_equal(cells, others)
+    others[1]["resize"]["strategy"] = "crop"
+    with pytest.raises(AssertionError, match=f"cell {cells[1].id} .* is another one by Hydra"):
+        plan.check_equal(cells, others)
+
+
 # ---- checkpoint, loss_equality, gpu
 
 

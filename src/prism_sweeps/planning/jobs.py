@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from prism_sweeps.config.fingerprint import Known, fingerprint
-from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage, Tuning
+from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage, Suite, Tuning
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
 
 
-def jobs_of(cell: Cell, known: Known | None = None) -> tuple[list[Job], list[Job]]:
+@dataclass
+class Shared:
+    """What the cells of a grid have in common, worked out once for all of them."""
+
+    known: Known = field(default_factory=dict)
+    """`fingerprint`'s memory."""
+    benchmarks: dict[int, tuple[Suite, list[Benchmark]]] = field(default_factory=dict)
+    """id of a suite -> the suite, so that its id stays its own, and its benchmarks at the length it asks for."""
+
+    def benchmarks_of(self, suite: Suite) -> list[Benchmark]:
+        """Those of the suite, cut to its `examples`."""
+        if id(suite) not in self.benchmarks:
+            found = [_shortened(benchmark, suite.examples) for benchmark in suite.benchmarks.values()]
+            self.benchmarks[id(suite)] = (suite, found)
+        return self.benchmarks[id(suite)][1]
+
+
+def jobs_of(cell: Cell, shared: Shared | None = None) -> tuple[list[Job], list[Job]]:
     """The training jobs of a checked cell, each the parent of the next, and the evaluations of the last one's weights.
 
     A stage's job holds only what that stage uses, so cells that differ in later stages, in the other half of the mix
-    or in the schedule share it. `known` is `fingerprint`'s memory, for the cells of a grid.
+    or in the schedule share it.
     """
+    shared = shared or Shared()
     model = ModelSpec(cell.backbone, cell.resolution, cell.resize, cell.projector, cell.llm)
     train: list[Job] = []
     for name in cell.stages.chain:
-        train.append(_training_job(cell, model, name, train[-1].fingerprint if train else None, known))
-    return train, _evaluation_jobs(cell, model, train[-1].fingerprint, known)
+        train.append(_training_job(cell, model, name, train[-1].fingerprint if train else None, shared.known))
+    return train, _evaluation_jobs(cell, model, train[-1].fingerprint, shared)
 
 
-def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, known: Known | None) -> Job:
+def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, known: Known) -> Job:
     stage = cell.stages.chain[name]
     last = name == list(cell.stages.chain)[-1]
     sources = cell.data_mix.align if stage.data == "align" else cell.data_mix.instruct
@@ -55,18 +73,18 @@ def _tuning(tuning: Tuning, stage: Stage) -> Tuning:
     return replace(tuning, targets=sorted(set(tuning.targets)))
 
 
-def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, known: Known | None) -> list[Job]:
-    jobs = []
-    for benchmark, condition in product(cell.suite.benchmarks.values(), cell.suite.conditions):
+def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, shared: Shared) -> list[Job]:
+    jobs, label = [], _label(cell, cell.data_mix, last=True)
+    for benchmark, condition in product(shared.benchmarks_of(cell.suite), cell.suite.conditions):
         spec = EvaluationSpec(
             model=model,
-            benchmark=_shortened(benchmark, cell.suite.examples),
+            benchmark=benchmark,
             condition=condition,
             parent=parent,
             precision=cell.engine.precision,
         )
         shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
-        jobs.append(Job(fingerprint(spec, known), f"{shown}: {_label(cell, cell.data_mix, last=True)}", spec, [parent]))
+        jobs.append(Job(fingerprint(spec, shared.known), f"{shown}: {label}", spec, [parent]))
     return jobs
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from prism_sweeps.config.checks import check_cell, check_place
 from prism_sweeps.config.compose import DesignSpace, design_space, load_study
 from prism_sweeps.config.errors import ConfigError
-from prism_sweeps.config.fingerprint import Known, fingerprint
+from prism_sweeps.config.fingerprint import fingerprint
 from prism_sweeps.config.names import check_study_name
 from prism_sweeps.config.plain import from_plain, plain
 from prism_sweeps.config.published import Published
@@ -21,7 +21,7 @@ from prism_sweeps.config.schema import AXES, GROUPS, Cell, Cluster, Engine, Stor
 from prism_sweeps.config.specs import Job
 from prism_sweeps.planning.costs import Costs
 from prism_sweeps.planning.grid import PLACE, Grid, Point, check_rules, lookup, matches, with_overrides
-from prism_sweeps.planning.jobs import jobs_of
+from prism_sweeps.planning.jobs import Shared, jobs_of
 from prism_sweeps.planning.measured import Row
 from prism_sweeps.planning.parts import Parts, PlainOnce, jobs_from_plain
 
@@ -153,7 +153,7 @@ def _cells_and_jobs(
     cells: dict[str, PlannedCell] = {}
     jobs: dict[str, Job] = {}
     wrong: dict[str, str] = {}
-    known: Known = {}
+    shared = Shared()
     published = Published(config_dir)
     for each in composed:
         if any(matches(rule, each.choices, each.config) for rule in grid.study.exclude):
@@ -165,16 +165,16 @@ def _cells_and_jobs(
         except ConfigError as error:
             wrong[str(each)] = str(error)
             continue
-        identity = fingerprint(each.cell, known)
+        identity = fingerprint(each.cell, shared.known)
         if identity not in cells:
-            cells[identity] = _planned(each, identity, jobs, known, published)
+            cells[identity] = _planned(each, identity, jobs, shared, published)
     if wrong:
         raise ConfigError(_cannot_work(wrong))
     return list(cells.values()), jobs
 
 
-def _planned(each: _Composed, identity: str, jobs: dict[str, Job], known: Known, published: Published) -> PlannedCell:
-    train, evaluate = jobs_of(each.cell, known)
+def _planned(each: _Composed, identity: str, jobs: dict[str, Job], shared: Shared, published: Published) -> PlannedCell:
+    train, evaluate = jobs_of(each.cell, shared)
     for job in (*train, *evaluate):
         jobs.setdefault(job.fingerprint, job)
     return PlannedCell(
