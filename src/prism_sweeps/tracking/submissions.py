@@ -54,10 +54,18 @@ class Journal:
     """Batches that were intended and neither submitted nor withdrawn -> user."""
     withdrawn: dict[str, str] = field(default_factory=dict)
     """Batches that SLURM does not have, as far as it could be told when this was noted -> user."""
+    batches: dict[str, str] = field(default_factory=dict)
+    """SLURM id -> the last batch that was given it."""
     last_jobs: dict[str, list[str]] = field(default_factory=dict)
     """Study -> SLURM ids of its report jobs."""
     snapshots: dict[str, str] = field(default_factory=dict)
     """SLURM id -> name of the snapshot that runs in it."""
+
+    def of_another(self, slurm_id: str, comment: str) -> bool:
+        """Whether the job with this comment is of another batch than the one that was given its id last: a cluster that
+        is made anew counts from 1."""
+        known = self.batches.get(slurm_id)
+        return known is not None and comment.startswith(MARK) and comment != f"{MARK}{known}"
 
     def newest(self) -> dict[str, Allotted]:
         """Job -> the allocation that it was given last."""
@@ -90,6 +98,7 @@ def intended(store_root: Path, batch: str) -> dict[str, Any]:
 
 
 def _add(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None:
+    journal.batches.update(dict.fromkeys(ids, intended["batch"]))
     journal.snapshots.update(dict.fromkeys(ids, intended.get("snapshot", "")))
     if not intended["allocations"]:
         journal.last_jobs.setdefault(intended["study"], []).extend(ids)
