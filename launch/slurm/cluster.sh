@@ -4,7 +4,9 @@ set -euo pipefail
 unset SLURM_CONF  # of another cluster
 
 HERE=$(dirname "$(readlink -f "$0")")
-LAB=$(realpath -m "${PRISM_SLURM_LAB:-/tmp/prism-slurm}")
+# Set but empty is a mistake in somebody's script, and must not mean the cluster that others use.
+LAB=$(realpath -m "${PRISM_SLURM_LAB-/tmp/prism-slurm}" 2>/dev/null) ||
+  { echo "cluster.sh: PRISM_SLURM_LAB is '${PRISM_SLURM_LAB-}', which is no directory's name; unset it for /tmp/prism-slurm" >&2; exit 1; }
 PACKAGES=(munge slurmctld slurmd slurm-client slurmdbd mariadb-server-core mariadb-client-core)
 USABLE='(idle|mixed|allocated|completing)'
 DAEMONS=(munged mariadbd slurmdbd slurmctld)
@@ -222,9 +224,14 @@ write_configuration() {
   { cat /etc/hosts; echo "127.0.0.1 ${NODES[*]}"; } >"$LAB/hosts"
 }
 
+check_directory() {
+  [[ -e $MARK || ! -e $LAB || -z $(ls -A "$LAB") ]] ||
+    die "$LAB was not made by cluster.sh, so it is left as it is; choose another PRISM_SLURM_LAB"
+}
+
 make_directory() {
+  check_directory
   if [[ ! -e $MARK ]]; then
-    if [[ -d $LAB && $(ls -A "$LAB") ]]; then die "$LAB exists and was not made by cluster.sh; choose another PRISM_SLURM_LAB"; fi
     mkdir -p "$LAB"
     # Whatever of it still runs has lost its directory.
     wait_for 30 "what still runs to end" ended all_pids
@@ -323,7 +330,7 @@ up() {
 }
 
 down() {
-  if [[ -d $LAB && ! -e $MARK ]]; then die "$LAB was not made by cluster.sh; nothing is done"; fi
+  check_directory
   wait_for 30 "its processes to end" ended all_pids
   if nobody names_in_use; then wait_for 20 "cgroups of its nodes to empty" remove_cgroups; fi
   rm -rf "$LAB"

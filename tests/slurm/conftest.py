@@ -25,7 +25,8 @@ def cluster(_debian: None) -> Iterator[Lab]:
 
     Not to be broken: see `own_cluster`.
     """
-    lab = Lab(Path(os.environ.get("PRISM_SLURM_LAB", "/tmp/prism-slurm")))
+    folder = Path(os.environ.get("PRISM_SLURM_LAB", "/tmp/prism-slurm"))
+    lab = Lab(folder, os.environ.get("PRISM_SLURM_PREFIX", "n"))
     was_up = " running " in lab.try_cluster("status").stdout
     try:
         lab.cluster("up")
@@ -40,7 +41,9 @@ def cluster(_debian: None) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def own_cluster(_debian: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A second cluster, for one file of tests, which may kill what they like of it. It sets no SLURM_CONF."""
-    lab = Lab(tmp_path_factory.mktemp("lab"), prefix="own")
+    # Other sessions on this machine have theirs.
+    prefix = "own" + "".join("abcdefghij"[int(digit)] for digit in str(os.getpid()))
+    lab = Lab(tmp_path_factory.mktemp("lab"), prefix)
     try:
         lab.cluster("up")
         yield lab
