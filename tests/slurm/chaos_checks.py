@@ -7,12 +7,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow.tracking import MlflowClient
+
 from prism_sweeps.planning.plan import Plan
-from prism_sweeps.tracking.mlflow_client import KEY, open_experiment
 from prism_sweeps.tracking.mlflow_import import import_study
 from prism_sweeps.tracking.mlflow_runs import cell_runs
 from prism_sweeps.tracking.records import JobRecord, Store
 
+KEY = "prism.run"
+"""Tag of a run that tells of which cell, or of which stage of a cell."""
 SAME = ("step", "loss", "learning_rate", "grad_norm", "tokens", "examples", "supervised_tokens")
 """Of a step's metrics, those that do not tell how fast it was."""
 LINE = re.compile(r"^\[[^\]]* (\S+) (\d+)\] (.*)")
@@ -89,8 +92,8 @@ def mlflow_check(store: Store, plan: Plan, uri: str) -> Check:
     """Whether MLflow holds each metric of the records exactly once, and nothing else."""
     what = "MLflow holds each metric exactly once"
     import_study(store, plan.study, uri)
-    experiment = open_experiment(store, plan.study, uri)
-    client, stored = experiment.client, runs_of(experiment.client, experiment.id)
+    client = MlflowClient(tracking_uri=uri)
+    stored = runs_of(client, client.get_experiment_by_name(plan.study).experiment_id)
     wrong, count = [f"{key}: {len(runs)} runs" for key, runs in stored.items() if len(runs) > 1], 0
     runs = cell_runs(plan, store)
     for run in [*runs, *(child for each in runs for child in each.children)]:
