@@ -299,7 +299,7 @@ class TestWithServer:
         experiment = open_experiment(client_for(server.uri, 60, 1), store, plan.study, server.uri)
         first = stored_runs(experiment)[f"{'b' * 8}/{ALIGN}"]
         twin = {key: value for key, value in first.tags.items() if key not in ("prism.points", "prism.digest")}
-        experiment.client.create_run(experiment.id, "twin", 0, twin)
+        experiment.client.create_run(experiment.id, first.tags["mlflow.runName"], 0, twin)
         assert stored_runs(experiment)[f"{'b' * 8}/{ALIGN}"].id == first.id
         run(store, plan.jobs[tune("b")], {"loss": 0.25})
         import_study(store, plan.study, server.uri)
