@@ -18,7 +18,7 @@ from prism_sweeps.planning.outline import Outline
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
 
-NAMED = 5
+NAMED = 3
 """Things that a sentence names at most."""
 
 
@@ -38,7 +38,7 @@ def run(arguments: Namespace) -> int:
     if arguments.json:
         print_json(as_json(outline, done))
     else:
-        print(closing(done, outline.study))
+        print(closing(done, outline.study, again=not arguments.removed))
     return 0
 
 
@@ -93,13 +93,12 @@ def listed(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def closing(done: Cancellation, study: str) -> str:
+def closing(done: Cancellation, study: str, again: bool) -> str:
     if not done.taken:
         return f"nothing of {study} to cancel in SLURM's queue"
     report = " and the report job" if done.report else ""
-    return (
-        f"{numbered(len(done.jobs), 'job')} cancelled{report}; what had begun goes on where it was: prism retry {study}"
-    )
+    told = f"{numbered(len(done.jobs), 'job')} cancelled{report}"
+    return f"{told}; what had begun goes on where it was: prism retry {study}" if again else told
 
 
 def as_json(outline: Outline, done: Cancellation) -> dict[str, object]:

@@ -19,6 +19,7 @@ from prism_sweeps.launching.overview import ATTENTION, Overview, overview
 from prism_sweeps.launching.progress import duration
 from prism_sweeps.planning.outline import CellOutline, outlined
 from prism_sweeps.planning.plan import Plan
+from prism_sweeps.reporting.cost import cost_lines, cost_rows
 from prism_sweeps.tracking.records import Store
 
 LOG_LINES = 8
@@ -28,6 +29,8 @@ SHOWN_CELLS = 40
 REASON = 110
 """Letters of a reason in the table; below it stands in full."""
 
+NOWHERE = "None assigned"
+"""SLURM's node of a job that never began."""
 NUMBERS = ("seed", "trained", "evaluated", "mean score", "seconds")
 
 
@@ -70,6 +73,7 @@ def as_json(store: Store, found: Overview) -> dict[str, Any]:
         "jobs": [job_json(store, found, name) for name in found.outline.jobs],
         "cells": [cell_json(found, cell) for cell in found.outline.cells],
         "counts": found.counts(),
+        "cost": cost_rows(store, found.outline),
     }
 
 
@@ -113,7 +117,8 @@ def cell_json(found: Overview, cell: CellOutline) -> dict[str, Any]:
 
 def node_of(found: Overview, name: str) -> str:
     standing = found.standings[name]
-    return found.nodes.get(standing.slurm_id or "", "") or standing.host
+    host = "" if standing.host == NOWHERE else standing.host
+    return found.nodes.get(standing.slurm_id or "", "") or host
 
 
 def told_by(store: Store, found: Overview, name: str) -> Any:
@@ -222,6 +227,8 @@ def show(store: Store, found: Overview, out: Console, every: bool = False) -> No
     """The whole status for people."""
     for part in summary(found, None if every else SHOWN_CELLS):
         out.print(part)
+    for line in cost_lines(store, found.outline):
+        out.print(escape(line))
     show_failures(store, found, out)
     for line in next_steps(found):
         out.print(line, highlight=False)

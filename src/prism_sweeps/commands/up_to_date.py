@@ -6,7 +6,7 @@ from prism_sweeps.launching.overview import Overview
 from prism_sweeps.tracking.mlflow_import import bring_up_to_date
 from prism_sweeps.tracking.records import Store
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 
 
 def bring_up(store: Store, found: Overview) -> None:

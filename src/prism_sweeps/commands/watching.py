@@ -35,7 +35,7 @@ class Screen(Protocol):
 
 def screen_for(stream: TextIO) -> Screen:
     """Live on a terminal, lines in a file or a pipe."""
-    return LiveScreen(stream) if stream.isatty() else LineScreen(stream)
+    return LiveScreen(Console(file=stream)) if stream.isatty() else LineScreen(stream)
 
 
 def follow(
@@ -63,8 +63,8 @@ def ended(found: Overview, quiet: int) -> bool:
 class LiveScreen:
     """A table that is drawn anew in its place."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=stream)
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveScreen:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 
-from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.planning.outline import CellOutline, Outline
 from prism_sweeps.tracking.submissions import Allotted
 
@@ -25,7 +26,15 @@ def only(text: str, ids: Collection[str], noun: str, where: str) -> str:
     if found:
         raise ConfigError(f"'{text}' may be {', '.join(found[:5])} in {where}; give more of it")
     short = f"; at least {SHORTEST} letters of it are needed" if len(text) < SHORTEST else ""
-    raise ConfigError(f"no {noun} '{text}' in {where}{short}; {nearest(text, ids)}")
+    raise ConfigError(f"no {noun} '{text}' in {where}{short}; {nearest_ids(text, ids)}")
+
+
+def nearest_ids(text: str, ids: Collection[str]) -> str:
+    """The clause that ends an error about an unknown id: the closest ones. A list of all would say nothing."""
+    close = difflib.get_close_matches(text, [each[: len(text)] for each in ids], n=3, cutoff=0.5)
+    likely = [next(each for each in ids if each.startswith(beginning)) for beginning in dict.fromkeys(close)]
+    told = f"nearest: {', '.join(likely)}; " if likely else ""
+    return f"{told}prism status lists its {len(ids)}"
 
 
 def cells_called(outline: Outline, texts: Iterable[str]) -> list[CellOutline]:
