@@ -128,6 +128,7 @@ class Shell:
         self.folder, self.env = folder, {"SLURM_JOB_ID": "77", "PATH": f"{folder}:/bin:/usr/bin"}
         self.command("squeue", "echo RUNNING,None")
         self.command("scontrol", "")
+        self.command("sbatch", "echo 'sbatch: Job 3 to start' >&2")
 
     def command(self, name: str, body: str) -> None:
         path = self.folder / name
@@ -223,8 +224,22 @@ def test_back_into_the_queue_but_not_there(shell: Shell) -> None:
     shell.says("task", [""], [1])
     shell.says("python", ["requeue n7,n1"])
     done = shell.run()
-    assert shell.calls()[3:] == ["scontrol requeue 77", "scontrol update JobId=77 ExcNodeList=n7,n1", "sleep 300"]
+    assert shell.calls()[2:] == [
+        "sbatch --test-only --exclude=n7,n1 bash", "squeue --noheader --jobs=77 --format=%T,%r", "scontrol requeue 77",
+        "scontrol update JobId=77 ExcNodeList=n7,n1", "sleep 300",
+    ]  # fmt: skip
     assert "not on n7,n1" in done.stdout
+
+
+def test_a_node_without_another_beside_it(shell: Shell) -> None:
+    """Seen: scontrol update takes an ExcNodeList of all nodes, and the job waits for ever, BadConstraints."""
+    shell.says("task", ["", ""], [1, 0])
+    shell.says("python", ["requeue n1"])
+    shell.command("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    done = shell.run()
+    assert done.returncode == 0
+    assert shell.calls()[2:] == ["sbatch --test-only --exclude=n1 bash", "task -c 3"]
+    assert "prism: again, after exit code 1; there is no other node" in done.stdout
 
 
 @pytest.mark.parametrize(

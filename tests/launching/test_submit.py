@@ -14,6 +14,7 @@ from prism_sweeps.launching.slurm.submit import Submitted
 from prism_sweeps.launching.standing import look
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
+from prism_sweeps.tracking.records import Store
 
 # ---- what is submitted
 
@@ -213,6 +214,19 @@ def test_a_report_job_that_is_gone_is_made_up_for(sweep: Sweeps, planned: Planne
     assert not result.jobs
     assert sweep.reports() == [result.last_job]
     assert sweep.slurm.jobs[result.last_job or ""]["dependency"] == sweep.slurm.jobs[first.last_job or ""]["dependency"]
+
+
+def test_a_cluster_that_was_made_anew_counts_from_one(sweep: Sweeps, planned: Planned) -> None:
+    """A job of somebody else's has the id that one of ours had."""
+    ours, theirs = planned(SMALL), planned(SMALL, "seed=2")
+    sweep(ours)
+    sweep.slurm.set(jobs={}, next=1)
+    other = Sweeps(sweep.slurm, Store.open(sweep.store.root / "other"))
+    other(theirs)
+    assert set(sweep.slurm.jobs) & set(submissions.read(sweep.store.root).batches)
+    assert sweep.states(ours) == {"lost": 1, "skipped": 2}
+    assert set(sweep(ours).jobs) == set(ours.jobs)
+    assert other.states(theirs) == {"queued": len(theirs.jobs)}
 
 
 # ---- shapes

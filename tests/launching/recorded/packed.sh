@@ -29,6 +29,11 @@ prism_attempts() {
     case "$answer" in
       again) echo "prism: again, after exit code $code" ;;
       requeue)
+        # Without these nodes there may be none that it fits on, and it would wait for ever.
+        if [ -n "$nodes" ] && ! sbatch --test-only --exclude="$nodes" "$0"; then
+          echo "prism: again, after exit code $code; there is no other node"
+          continue
+        fi
         # SLURM would queue a job again that it is just ending because somebody has cancelled it.
         case $(squeue --noheader --jobs="$id" --format=%T,%r) in
           COMPLETING,TimeLimit) ;;
