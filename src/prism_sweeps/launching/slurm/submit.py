@@ -12,6 +12,7 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from prism_sweeps.config.cluster import request_for
+from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Request
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.pool import LaunchError
@@ -19,7 +20,7 @@ from prism_sweeps.launching.removed import replace_plan
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.slurm.hosts import bad_hosts
 from prism_sweeps.launching.slurm.last import Last
-from prism_sweeps.launching.slurm.preflight import checked, cleaned
+from prism_sweeps.launching.slurm.preflight import check_by_slurm, checked, cleaned
 from prism_sweeps.launching.slurm.scheduler import Queued, SchedulerDown
 from prism_sweeps.launching.slurm.script import executor_for
 from prism_sweeps.launching.slurm.within import Work
@@ -151,8 +152,8 @@ class Sending:
         there = {name: each for name, each in self.journal.newest().items() if alive(queue.get(each.slurm_id))}
         self.ids = {name: (each.slurm_id, each.slots) for name, each in there.items() if name not in jobs}
         self.take_out({each for name, each in there.items() if name in jobs and set(each.jobs) <= set(jobs)})
-        away = self.keep_away()
-        allocations = [self.as_checked(each, jobs, away) for each in allocations_of(jobs, self.plan.cluster)]
+        self.keep_away()
+        allocations = [self.as_checked(each, jobs) for each in allocations_of(jobs, self.plan.cluster)]
         lanes = self.plan.cluster.max_parallel
         largest = scheduler.largest_array()
         batches = lanes_of(allocations, lanes, weights) if lanes else batches_of(allocations, largest)
@@ -175,21 +176,30 @@ class Sending:
         if waiting := {each.slurm_id for each in superseded if queue[each.slurm_id].waiting}:
             scheduler.cancel(waiting)
 
-    def keep_away(self) -> list[str]:
-        """Nodes on which jobs of this plan have failed again and again, and elsewhere not."""
+    def keep_away(self) -> None:
+        """From nodes on which jobs of this plan have failed again and again, and elsewhere not."""
         found = bad_hosts(self.known.states.values())
         for host, failures in found.items():
             self.say(
                 f"keeping away from {host}: the last {failures} attempts there failed, and others elsewhere did not"
             )
-        return sorted(found)
+        if found:
+            self.requests = {key: self.elsewhere(each, sorted(found)) for key, each in self.requests.items()}
 
-    def as_checked(self, allocation: Allocation, jobs: Collection[str], away: Sequence[str]) -> Allocation:
+    def elsewhere(self, request: Request, away: Sequence[str]) -> Request:
+        """Without these nodes, where there are others that it fits on."""
+        found = replace(request, exclude=",".join(filter(None, (request.exclude, *away))))
+        try:
+            check_by_slurm(found)
+        except ConfigError as error:
+            self.say(f"some jobs cannot be kept away from {', '.join(away)}: {error}")
+            return request
+        return found
+
+    def as_checked(self, allocation: Allocation, jobs: Collection[str]) -> Allocation:
         """With its request as checked, and without what it needs no more because it is done."""
-        request = self.requests[shape(allocation.request)]
         needs = tuple(name for name in allocation.needs if name in self.ids or name in jobs)
-        excluded = ",".join(filter(None, (request.exclude, *away)))
-        return replace(allocation, request=replace(request, exclude=excluded or None), needs=needs)
+        return replace(allocation, request=self.requests[shape(allocation.request)], needs=needs)
 
     def send_batch(self, batch: Batch, jobs: Mapping[str, Job], first_ids: Sequence[str]) -> list[str]:
         """One call of sbatch; returns the id of each allocation."""
