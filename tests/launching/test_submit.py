@@ -10,8 +10,10 @@ from ends import done, failed, interrupted
 from sweeps import SMALL, TWO_STAGES, Planned, Sweeps, run_in_order, train
 
 from prism_sweeps.config.schema import Engine
+from prism_sweeps.launching.slurm import submit
 from prism_sweeps.launching.slurm.submit import Submitted
 from prism_sweeps.launching.standing import look
+from prism_sweeps.planning.allocations import shape
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
@@ -295,7 +297,10 @@ def test_no_more_allocations_at_a_time_than_asked_for(sweep: Sweeps, planned: Pl
     assert sweep.states(plan) == {"done": len(plan.jobs)}
 
 
-def test_nodes_on_which_jobs_fail_are_avoided(sweep: Sweeps, planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("others", [True, False], ids=["", "the only ones"])
+def test_nodes_on_which_jobs_fail_are_avoided(
+    others: bool, sweep: Sweeps, planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = planned(SMALL, "seed=1,2,3", "cluster.exclude=n7")
     bad, worse, good = train(plan)
     with monkeypatch.context() as elsewhere:
@@ -303,8 +308,11 @@ def test_nodes_on_which_jobs_fail_are_avoided(sweep: Sweeps, planned: Planned, m
         failed(sweep.store, plan.jobs[bad])
         failed(sweep.store, plan.jobs[worse])
     done(sweep.store, plan.jobs[good])
+    if not others:
+        monkeypatch.setattr(submit, "checked", lambda requests: {shape(each): each for each in requests})
+        sweep.slurm.fault("allocation failure: Requested node configuration is not available", "test-only", 9, False)
     sweep(plan)
-    assert {job["options"].get("exclude") for job in sweep.slurm.live().values() if "report" not in job["name"]} == {
-        "n7,n3"
-    }
-    assert "keeping away from n3: the last 2 attempts there failed" in sweep.said[-1]
+    excluded = {job["options"].get("exclude") for job in sweep.slurm.live().values()}
+    assert excluded == ({"n7,n3"} if others else {"n7"})
+    assert "keeping away from n3: the last 2 attempts there failed" in sweep.said[0]
+    assert ("some jobs cannot be kept away from n3: SLURM refuses" in sweep.said[-1]) == (not others)
