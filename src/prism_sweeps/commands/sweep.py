@@ -16,7 +16,7 @@ from prism_sweeps.launching.overview import overview
 from prism_sweeps.launching.progress import display_for
 from prism_sweeps.launching.removed import replace_plan
 from prism_sweeps.planning.budget import check_budget
-from prism_sweeps.planning.cost import job_cost
+from prism_sweeps.planning.costs import Costs
 from prism_sweeps.planning.outline import outlined
 from prism_sweeps.planning.plan import Plan, summary
 from prism_sweeps.tracking import throughput
@@ -58,7 +58,8 @@ def run_here(arguments: Namespace, plan: Plan, store: Store, jobs: Mapping[str, 
 
 def expected(plan: Plan) -> dict[str, float]:
     """Fingerprint -> FLOPs, as relative durations; {} where one is unknown, since units must not mix."""
-    costs = {name: job_cost(job).flops for name, job in plan.jobs.items()}
+    alike = Costs(plan.engine, plan.cluster, measured=())
+    costs = {name: alike.of(job)["flops"] for name, job in plan.jobs.items()}
     known = {name: cost for name, cost in costs.items() if cost}
     return known if len(known) == len(costs) else {}
 
