@@ -23,6 +23,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "store"
     monkeypatch.setenv("PRISM_STORE", str(root))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prism_sweeps.commands.status.bring_up", lambda *_: None)  # it takes seconds
     return root
 
 
@@ -66,7 +67,24 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["plan", "sweep", "train", "evaluate", "ask", "status", "report", "studies", "data"]
+    "command",
+    [
+        "plan",
+        "sweep",
+        "train",
+        "evaluate",
+        "ask",
+        "status",
+        "logs",
+        "cancel",
+        "retry",
+        "clean",
+        "report",
+        "studies",
+        "data",
+        "export",
+        "import",
+    ],
 )
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -96,6 +114,11 @@ def test_overrides_may_stand_around_options() -> None:
         (["evaluate", *CELL], "is not trained"),
         (["status", "../../etc"], "cannot be the name of a study"),
         (["status", "nano/axes"], "no study 'nano/axes'"),
+        (["cancel", "nano/axes"], "no study 'nano/axes'"),
+        (["retry", "nano/axes"], "no study 'nano/axes'"),
+        (["clean", "nano/axes"], "no study 'nano/axes'"),
+        (["logs", "1a2b3c4d"], "'1a2b3c4d' is no study, cell, job or SLURM id"),
+        (["logs", "nano/axes", "-n", "0"], "one line at least"),
         (["report", "nano/axes"], "no study 'nano/axes'"),
         (["ask", "no.png", "What?", "--cell", "1a2b3c4d"], "no.png: no such image"),
         (["data", "prepare"], "prepare what?"),

@@ -73,7 +73,7 @@ def as_json(store: Store, found: Overview) -> dict[str, Any]:
         "jobs": [job_json(store, found, name) for name in found.outline.jobs],
         "cells": [cell_json(found, cell) for cell in found.outline.cells],
         "counts": found.counts(),
-        "cost": cost_rows(store, found.outline),
+        "cost": cost_rows(store, found.outline, found.states),
     }
 
 
@@ -183,9 +183,7 @@ def cell_table(found: Overview, limit: int | None) -> tuple[Any, list[str]]:
     return table(found.outline.study, columns, rows, right=NUMBERS), lines
 
 
-def first_of_each(
-    found: Overview, cells: Sequence[CellOutline], limit: int
-) -> tuple[list[CellOutline], Counter[str]]:
+def first_of_each(found: Overview, cells: Sequence[CellOutline], limit: int) -> tuple[list[CellOutline], Counter[str]]:
     """As many cells as a table may have, no state more than half of it, and the others by their states."""
     shown: list[CellOutline] = []
     more: Counter[str] = Counter()
@@ -227,7 +225,7 @@ def show(store: Store, found: Overview, out: Console, every: bool = False) -> No
     """The whole status for people."""
     for part in summary(found, None if every else SHOWN_CELLS):
         out.print(part)
-    for line in cost_lines(store, found.outline):
+    for line in cost_lines(store, found.outline, found.states):
         out.print(escape(line))
     show_failures(store, found, out)
     for line in next_steps(found):

@@ -23,15 +23,18 @@ TELLING = 3
 """Jobs a line, those that the estimate missed most."""
 
 
-def cost_rows(store: Store, plan: Planned) -> dict[str, Any]:
-    """`planning.reality.compared` of the plan's jobs, JSON-able. Raises StoreError for a record that cannot be read."""
+def cost_rows(store: Store, plan: Planned, states: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """`planning.reality.compared` of the plan's jobs, JSON-able; `states` of all of them, where they are known already.
+
+    Raises StoreError for a record that cannot be read.
+    """
     kept = {name: each for name, each in read_estimates(store.study(plan.study)).items() if name in plan.jobs}
-    return compared(kept, {name: store.job(name).state() for name in kept})
+    return compared(kept, {name: store.job(name).state() if states is None else states[name] for name in kept})
 
 
-def cost_lines(store: Store, plan: Planned) -> list[str]:
+def cost_lines(store: Store, plan: Planned, states: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Estimate and reality in a few sentences; [] where no job that was estimated is done."""
-    found = cost_rows(store, plan)
+    found = cost_rows(store, plan, states)
     totals = found["totals"]
     lines = []
     if totals["seconds"]["ratio"] is not None:
