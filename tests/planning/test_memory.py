@@ -151,7 +151,7 @@ def test_activations_are_what_autograd_keeps(case: str, checkpointing: str) -> N
     wanted = spec(*CASES[case])
     ended, most = alive(wanted, checkpointing)
     found = kept(wanted, Pass(ROWS * (PATCHES + TEXT), ROWS * (TEXT - 1), ROWS), checkpointing, compiled=False)
-    assert found.until_backward == pytest.approx(ended, rel=0.10)
+    assert found.until_backward == pytest.approx(ended, rel=0.10 if case == "phi" else 0.04)
     assert found.peak == pytest.approx(most, rel=0.15)
 
 

@@ -63,15 +63,17 @@ class Setting:
 
 
 def change_that_fits(setting: Setting) -> list[str] | None:
-    """The overrides, as few as can be, with which a job that does not fit its GPU would; None where none are enough.
+    """The overrides with which a job that does not fit its GPU would; None where none are enough.
 
-    Of as many, those count first that come first here: recomputing, smaller passes, more devices of a node, more nodes,
-    sharding, bf16-true and adapters, of which the last two give other results.
+    Ways are, in this order, recomputing, smaller passes, more devices of a node, more nodes, sharding, bf16-true and
+    adapters; the last two give other results. A way is gone only where those before it, together, are not enough; then
+    with as few of these as can be.
     """
     ways = list(_ways(setting))
-    for count in range(1, len(ways) + 1):
-        for chosen in combinations(ways, count):
-            for values in product(*chosen):
+    for last, way in enumerate(ways):
+        before = (chosen for count in range(last + 1) for chosen in combinations(ways[:last], count))
+        for chosen in before:
+            for values in product(*chosen, way):
                 changes: Changes = {key: value for each in values for key, value in each.items()}
                 if setting.changed(changes).fits():
                     return [f"{key}={value}" for key, value in changes.items()]
