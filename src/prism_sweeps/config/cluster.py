@@ -82,7 +82,7 @@ def tasks_per_node(request: Request) -> int:
 
 def _typed(key: str, changes: Mapping[str, Any], before: Request) -> dict[str, Any]:
     """`changes` with the types of the fields they are for; options are added to those there are."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in changes.items():
         where = f"cluster.overrides.{key}.{name}"
         if name not in FIELDS:

@@ -71,7 +71,7 @@ class Parts:
 
 def jobs_from_plain(content: Mapping[str, Any]) -> dict[str, Job]:
     """The jobs of what `Parts` wrote, or of an older plan, in which nothing is shared; ConfigError where malformed."""
-    parts = {
+    parts: dict[str, Any] = {
         name: from_plain(SHARED[name.partition("-")[0]], part, f"plan.parts.{name}")
         for name, part in content.get("parts", {}).items()
     }
