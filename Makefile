@@ -35,3 +35,7 @@ lint: setup
 # Builds every weight file of the nano zoo (two hours of one core or more; each weight file's JSON says its own).
 zoo: setup
 	$(BIN)/python -m prism_sweeps.training.zoo all
+
+# Debian's PostgreSQL, in which tests keep what a real MLflow server is given; without it they are skipped.
+postgres:
+	$(if $(shell id -u | grep -vx 0),sudo) apt-get install --yes --no-install-recommends postgresql

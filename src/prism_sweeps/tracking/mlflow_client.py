@@ -90,12 +90,20 @@ def is_server(uri: str | None) -> bool:
     return uri is not None and uri.startswith(("http://", "https://"))
 
 
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown."""
+    address = urllib.parse.urlsplit(uri)
+    if "@" not in address.netloc:
+        return uri
+    return urllib.parse.urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2]))
+
+
 class ServerClient:
     """MLflow's REST interface."""
 
     def __init__(self, uri: str, timeout: float, tries: int) -> None:
         address = urllib.parse.urlsplit(uri)
-        self.uri = urllib.parse.urlunsplit(address._replace(netloc=address.netloc.rpartition("@")[2])).rstrip("/")
+        self.uri = without_password(uri).rstrip("/")
         self.headers = {"Content-Type": "application/json", **authorization(address)}
         self.timeout, self.tries = timeout, tries
         self.tls = trust() if address.scheme == "https" else None
@@ -199,15 +207,11 @@ def authorization(address: urllib.parse.SplitResult) -> dict[str, str]:
     kept = configparser.ConfigParser()
     kept.read(Path("~/.mlflow/credentials").expanduser())
     file = dict(kept["mlflow"]) if "mlflow" in kept else {}
-    user = address.username or os.environ.get("MLFLOW_TRACKING_USERNAME") or file.get("mlflow_tracking_username")
-    password = address.password or os.environ.get("MLFLOW_TRACKING_PASSWORD") or file.get("mlflow_tracking_password")
+    given = [urllib.parse.unquote(each or "") for each in (address.username, address.password)]
+    user = given[0] or os.environ.get("MLFLOW_TRACKING_USERNAME") or file.get("mlflow_tracking_username")
+    password = given[1] or os.environ.get("MLFLOW_TRACKING_PASSWORD") or file.get("mlflow_tracking_password")
     if user and password:
-        pair = (
-            f"{urllib.parse.unquote(user)}:{urllib.parse.unquote(password)}"
-            if address.username
-            else f"{user}:{password}"
-        )
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+        return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return {"Authorization": f"Bearer {token}"} if token else {}
 

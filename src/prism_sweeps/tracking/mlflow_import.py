@@ -20,7 +20,7 @@ from prism_sweeps.config.errors import ConfigError, PrismError, StoreError
 from prism_sweeps.planning.outline import Outline
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking.files import read_json, write_atomic
-from prism_sweeps.tracking.mlflow_client import TrackingError, client_for
+from prism_sweeps.tracking.mlflow_client import TrackingError, client_for, without_password
 from prism_sweeps.tracking.mlflow_runs import FORMAT, cell_runs
 from prism_sweeps.tracking.mlflow_writing import SQLITE, open_experiment, stored_runs, write_run
 from prism_sweeps.tracking.records import Store
@@ -79,8 +79,9 @@ def imported_by_a_process(store: Store, plan: Plan | Outline, patience_seconds: 
     try:
         done = subprocess.run(command, input=uri, capture_output=True, text=True, timeout=patience_seconds, check=False)
     except subprocess.TimeoutExpired as error:
+        where = without_password(tracking_uri(store, uri))
         raise TrackingError(
-            f"MLflow at {tracking_uri(store, uri)} has not taken study {plan.study} within {patience_seconds:.0f} s; "
+            f"MLflow at {where} has not taken study {plan.study} within {patience_seconds:.0f} s; "
             f"nothing is lost, `prism report {plan.study}` goes on with it"
         ) from error
     found = last_import(store.study(plan.study).path / "mlflow.json")
@@ -146,7 +147,8 @@ def told_as_tracking_error(where: str, study: str) -> Iterator[None]:
             first_line(error) if isinstance(error, TrackingError) else f"{type(error).__name__}: {first_line(error)}"
         )
         raise TrackingError(
-            f"MLflow at {where} could not be written ({reason}); nothing is lost, `prism report {study}` tries again"
+            f"MLflow at {without_password(where)} could not be written ({reason}); nothing is lost, "
+            f"`prism report {study}` tries again"
         ) from error
 
 
