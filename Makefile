@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slurm | lint | zoo. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
+# make setup | demo | test | test-slurm | lint | zoo | postgres. Needs Python 3.11 or newer, git and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export PYTHONMALLOC ?= malloc
 
-.PHONY: setup demo test test-slurm lint zoo
+.PHONY: setup demo test test-slurm lint zoo postgres
 
 setup: .venv/installed
 
