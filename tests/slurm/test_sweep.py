@@ -63,7 +63,7 @@ def test_a_study_of_24_cells_runs_each_shared_stage_once_and_sweeping_again_subm
     store = Store.open(tmp_path, data)
     plan = Plan.from_plain(store.study("many").plan())
     assert len(plan.cells) == 24
-    assert Counter(len(plan.jobs[name].parents) for name in first["submitted"]) == {0: 6, 1: 24 + 24 * 13}
+    assert Counter(len(plan.jobs[name].parents) for name in first["submitted"]) == {0: 6, 1: 24 + 24 * 2}
     assert first["allocations"] == 6 + 24 + 24
     again = submitted("many", *SLURM, store=tmp_path, data=data)
     assert (again["submitted"], again["allocations"], again["report_job"]) == ([], 0, None)
