@@ -208,3 +208,17 @@ def test_added_cells_are_submitted_alone(desk: Desk) -> None:
     said = desk.prism("sweep", *GRID, "cluster=slurm", "--json").json
     assert set(said["submitted"]) == set(desk.plan().jobs) - first
     assert said["removed"] == []
+
+
+@pytest.mark.parametrize("comment", ["prism-somebodyelse", "(null)", ""])
+def test_jobs_of_a_cluster_made_anew_are_not_its_own(desk: Desk, comment: str) -> None:
+    """It gives ids from the beginning again, so those of the journal may be another's jobs by now."""
+    desk.sweep()
+    with desk.slurm.world() as world:
+        for job in world.jobs.values():
+            job["comment"] = comment
+    before = live(desk)
+    said = desk.prism("cancel", "nano/tiny", "--yes")
+    assert "nothing of nano/tiny to cancel" in said.out
+    assert ("does not carry this store's mark" in said.out) is not comment.startswith("prism-")
+    assert live(desk) == before

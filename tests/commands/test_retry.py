@@ -142,3 +142,14 @@ def test_a_silent_job_outside_of_slurm_is_out_of_reach(desk: Desk) -> None:
     retry = to_retry(jobs, found, None, {})
     assert retry.out_of_reach == (name,)
     assert not retry.jobs
+
+
+def test_a_silent_job_whose_number_is_anothers_by_now_cancels_nobody(desk: Desk) -> None:
+    desk.sweep()
+    slurm_id = desk.slurm_id(desk.train())
+    with desk.slurm.world() as world:
+        world.jobs[slurm_id]["comment"] = "(null)"
+    said: list[str] = []
+    retrying.end_silent(desk.store, [slurm_id], said.append, lambda seconds: None)
+    assert slurm_id in desk.slurm.live()
+    assert not said

@@ -80,6 +80,11 @@ def lines(found: Cancellation, outline: Outline, titles: Mapping[str, str]) -> l
             f"SLURM job {stays.slurm_id} stays ({listed([titles[name] for name in stays.jobs])}): "
             f"{listed(stays.by)} needs it too; --even-shared cancels it"
         )
+    if found.unmarked:
+        told.append(
+            f"SLURM job {listed(list(found.unmarked))} stays: it does not carry this store's mark, so it may be "
+            "another's; scancel ends it"
+        )
     for name, (host, process) in list(found.elsewhere.items())[:NAMED]:
         told.append(
             f"{titles[name]} runs outside of SLURM: process {process} on {host}; Ctrl-C in its terminal stops it and "
@@ -110,5 +115,6 @@ def as_json(outline: Outline, done: Cancellation) -> dict[str, object]:
         ],
         "kept": [{"slurm_id": each.slurm_id, "jobs": each.jobs, "needed_by": each.by} for each in done.kept],
         "report_jobs": list(done.report),
+        "unmarked": list(done.unmarked),
         "outside_of_slurm": {name: {"host": host, "pid": pid} for name, (host, pid) in done.elsewhere.items()},
     }

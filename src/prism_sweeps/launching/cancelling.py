@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from prism_sweeps.launching.removed import needed_by
 from prism_sweeps.launching.slurm import scheduler
+from prism_sweeps.launching.slurm.scheduler import Queued
 from prism_sweeps.launching.standing import Known, alive, known_of
 from prism_sweeps.planning.outline import Outline
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
-from prism_sweeps.tracking.submissions import Allotted, Journal
+from prism_sweeps.tracking.submissions import MARK, Allotted, Journal
 
 Keepers = Mapping[str, Sequence[str]]
 """Job -> who else needs it, in words."""
@@ -48,6 +49,8 @@ class Cancellation:
     kept: Sequence[Kept] = ()
     report: Sequence[str] = ()
     """Report jobs that have nothing left to wait for."""
+    unmarked: Sequence[str] = ()
+    """SLURM ids that were given to these jobs, but no longer carry their mark: they may be another's by now."""
     elsewhere: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Jobs that run outside of SLURM -> host and process."""
 
@@ -64,9 +67,13 @@ def cancellation(
     queue, newest = known.queue or {}, journal.newest()
     taken: list[Taken] = []
     kept: list[Kept] = []
+    unmarked: list[str] = []
     for each in dict.fromkeys(newest[name] for name in names if name in newest):
         queued = queue.get(each.slurm_id)
-        if not alive(queued):
+        if queued is None or not alive(queued):
+            continue
+        if not marked(queued, journal):
+            unmarked.append(each.slurm_id)
             continue
         left = [name for name in each.jobs if newest[name] is each and is_open(name, known)]
         meant = tuple(name for name in left if name in names)
@@ -76,8 +83,14 @@ def cancellation(
             kept.append(Kept(each.slurm_id, meant, needed, tuple(by)))
         elif meant:
             along = tuple(name for name in left if name not in names)
-            taken.append(Taken(each.slurm_id, queued is not None and queued.active, meant, along))
-    return Cancellation(taken, kept, report_jobs(study, journal, known, taken), elsewhere(names, known, newest))
+            taken.append(Taken(each.slurm_id, queued.active, meant, along))
+    reports = report_jobs(study, journal, known, taken)
+    return Cancellation(taken, kept, reports, unmarked, elsewhere(names, known, newest))
+
+
+def marked(queued: Queued, journal: Journal) -> bool:
+    """Whether SLURM says that this is the job that was submitted: ids are given again when a cluster is made anew."""
+    return queued.comment == f"{MARK}{journal.batches.get(queued.slurm_id)}"
 
 
 def is_open(name: str, known: Known) -> bool:
@@ -94,7 +107,8 @@ def report_jobs(study: str, journal: Journal, known: Known, taken: Sequence[Take
         if each.study == study and each.slurm_id not in gone and alive(queue.get(each.slurm_id))
     ]  # fmt: skip
     ids = journal.last_jobs.get(study, ())
-    return [each for each in ids if alive(queue.get(each))] if taken and not left else []
+    there = [each for each in ids if alive(queue.get(each)) and marked(queue[each], journal)]
+    return there if taken and not left else []
 
 
 def elsewhere(names: Collection[str], known: Known, newest: Mapping[str, Allotted]) -> dict[str, tuple[str, int]]:

@@ -221,9 +221,10 @@ def standings_of(store: Store, outline: Outline, journal: Journal) -> dict[str, 
 def queue_of(journal: Journal) -> Queue | None:
     """What SLURM has of all that was ever submitted into the store; None where it does not answer."""
     try:
-        return scheduler.queue({each.user for each in journal.allotted})
+        every = scheduler.queue({each.user for each in journal.allotted})
     except LaunchError:
         return None
+    return {name: each for name, each in every.items() if not journal.of_another(name, each.comment)}
 
 
 def all_parents(store: Store) -> dict[str, list[str]]:

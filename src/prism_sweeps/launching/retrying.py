@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from prism_sweeps.launching.cancelling import marked
 from prism_sweeps.launching.pool import LaunchError
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.standing import ENDED_BADLY, OPEN, Standing, alive
@@ -74,11 +75,15 @@ def end_silent(
 ) -> None:
     """Cancels these allocations and waits until SLURM has let go of them. Raises LaunchError when it does not."""
     with submissions.submitting(store.root, say):
-        users = {each.user for each in submissions.read(store.root).allotted if each.slurm_id in ids}
-        say(f"cancelling {', '.join(sorted(ids))}, of which there is no sign of life")
-        scheduler.cancel(ids)
+        journal = submissions.read(store.root)
+        users = {each.user for each in journal.allotted if each.slurm_id in ids}
+        queue = scheduler.queue(users)
+        own = [each for each in ids if each in queue and marked(queue[each], journal)]
+        if own:
+            say(f"cancelling {', '.join(sorted(own))}, of which there is no sign of life")
+            scheduler.cancel(own)
         until = time.monotonic() + LET_GO_SECONDS
-        while left := [each for each in ids if alive(scheduler.queue(users).get(each))]:
+        while left := [each for each in own if alive(scheduler.queue(users).get(each))]:
             if time.monotonic() > until:
                 raise LaunchError(
                     f"SLURM has not let go of {', '.join(left)} in {LET_GO_SECONDS:.0f} s (its node may be gone: "
