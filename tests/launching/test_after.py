@@ -10,6 +10,7 @@ from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine, Request
 from prism_sweeps.launching.run_job import last_lines
 from prism_sweeps.launching.slurm.after import Attempt, answer, how, main
+from prism_sweeps.launching.slurm.within import CANNOT_START
 from prism_sweeps.planning.allocations import Allocation
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import JobRecord, Store
@@ -244,3 +245,7 @@ def test_a_record_that_died_before_a_sign_of_life_is_tried_again(store: Store) -
     with record.claim():
         record.begin(ONE, Engine())
     assert [answer(attempt(137, tries=tries), [record]) for tries in (1, 3)] == ["again", "end"]
+
+
+def test_what_cannot_start_is_not_tried_again(store: Store) -> None:
+    assert answer(attempt(code=CANNOT_START), [store.job("a")]) == "end"

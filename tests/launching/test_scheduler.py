@@ -257,3 +257,10 @@ def test_the_double_is_used(slurm: FakeSlurm) -> None:
     scheduler.queue(["root"])
     assert slurm.calls("squeue")
     assert os.environ["PATH"].startswith(str(slurm.bin))
+
+
+def test_names_that_cannot_be_looked_up_are_no_empty_queue(slurm: FakeSlurm, tmp_path: Path):
+    """squeue 22.05: `squeue --user=nobody-here` prints `squeue: error: Invalid user: nobody-here` and ends with 0."""
+    (slurm.bin / "squeue").write_text("#!/bin/sh\necho 'squeue: error: Invalid user: root' >&2\n")
+    with pytest.raises(scheduler.SchedulerDown, match="Invalid user: root"):
+        scheduler.queue(["root"])

@@ -243,9 +243,9 @@ def test_weights_that_never_come_are_waited_for_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(within, "PARENT_SECONDS", 0.05)
-    assert wait_for_parents(by_name(score("b", "a")), store, never)  # then the job itself says what is missing
-    assert ends_with(work(store, score("b", "a"))) == 1
-    assert "whose weights it needs, has not been run" in capfd.readouterr().err
+    assert wait_for_parents(by_name(score("b", "a")), store, never)
+    assert ends_with(work(store, score("b", "a"))) == within.CANNOT_START
+    assert "there are no weights of a; what needs them is left out" in capfd.readouterr().out
     assert store.job("b").state()["status"] == "new"
 
 
@@ -304,3 +304,12 @@ def test_a_task_is_found_again_by_whoever_unpacks_it(store: Store) -> None:
     """submitit pickles it here and unpacks it there."""
     task = work(store, train("a"), score("b", "a"))
     assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_a_job_whose_parent_has_failed_is_left_out_at_once(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    failed(store, train("p"))
+    done(store, train("q"))
+    assert ends_with(work(store, score("b", "p"))) == within.CANNOT_START
+    assert "there are no weights of p; what needs them is left out" in capfd.readouterr().out
+    assert ends_with(work(store, score("b", "p"), score("c", "q"))) == 1
+    assert [store.job(name).state()["status"] for name in "bc"] == ["new", "done"]

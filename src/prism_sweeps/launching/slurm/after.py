@@ -21,6 +21,7 @@ from typing import Any
 from prism_sweeps.config.cluster import minutes
 from prism_sweeps.launching.pool import REQUEUE
 from prism_sweeps.launching.run_job import note
+from prism_sweeps.launching.slurm.within import CANNOT_START
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import JobBusy, JobRecord, Store
 
@@ -74,6 +75,8 @@ def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
         left = [job for job in jobs if to_be_done(job.state(), attempt.retries)]
         stopped = [stalled(job, attempt) for job in left]
         return "end" if all(stopped) else "requeue"
+    if attempt.code == CANNOT_START:
+        return "end"
     for job in jobs:
         put_down_death(job, attempt)
     states = [job.state() for job in jobs]

@@ -14,6 +14,7 @@ from typing import TypeVar
 from prism_sweeps.config.cluster import minutes
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.launching.pool import LaunchError
+from prism_sweeps.tracking.submissions import me
 
 SECONDS = 60.0
 """After which a command is given up; SLURM's own timeouts are shorter."""
@@ -114,6 +115,9 @@ def call(command: Sequence[str]) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise SchedulerDown(f"{command[0]} has not answered for {SECONDS:.0f} s") from None
+    # squeue leaves out whom it cannot look up, and ends with 0. If that is oneself, names are not to be had just now.
+    if done.returncode == 0 and f"Invalid user: {me()}" in done.stderr:
+        raise SchedulerDown(f"{command[0]}: {' '.join(done.stderr.split())}")
     if done.returncode == 0:
         return done.stdout
     said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"

@@ -21,6 +21,8 @@ PARENT_SECONDS = 120.0
 """How long the weights of a job that has ended may take to be seen on this node: network file systems cache."""
 LOOK_SECONDS = 2.0
 FAREWELL_SECONDS = 60.0
+CANNOT_START = 3
+"""Exit code of an allocation none of whose jobs has the weights that it starts from: trying again is of no use."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Work:
     slots: int
 
     def __call__(self) -> None:
-        """Ends the process with 0 when all are done, 75 when told to make room, 1 when one failed."""
+        """Ends the process with 0 when all are done, 75 when told to make room, 3 when none can start, else 1."""
         # First of all, for submitit's own handlers would requeue without a checkpoint.
         with stop_requests() as requests:
             code = self.run(requests)
@@ -49,6 +51,11 @@ class Work:
         if not wait_for_parents(self.jobs, store, lambda: requests.count > 0):
             return requests.exit_code
         jobs = {n: job for n, job in self.jobs.items() if not given_up(store.job(n).state(), self.engine.retries)}
+        if missing := [parent for parent in parents_outside(jobs) if not store.job(parent).weights.is_dir()]:
+            jobs = {name: job for name, job in jobs.items() if not set(missing) & set(job.parents)}
+            print(f"prism: there are no weights of {', '.join(missing)}; what needs them is left out", flush=True)
+            if not jobs:
+                return CANNOT_START
         try:
             outcome = self.side_by_side(jobs, store) if self.slots > 1 else self.one_by_one(jobs, store)
         except SystemExit as end:  # of a process that is not the first
@@ -82,17 +89,24 @@ def wait_for_parents(jobs: Mapping[str, Job], store: Store, stop: Callable[[], b
 
     One that somebody is still working on, or is about to, is waited for as long as it takes.
     """
-    outside = {parent for job in jobs.values() for parent in job.parents if parent not in jobs}
     patience = time.monotonic() + PARENT_SECONDS
-    while not all(store.job(parent).weights.is_dir() for parent in outside):
+    while missing := [store.job(name) for name in parents_outside(jobs) if not store.job(name).weights.is_dir()]:
+        states = {record.state()["status"] for record in missing}
         if stop():
             return False
-        if any(store.job(parent).state()["status"] == "running" for parent in outside):
+        if states == {"failed"}:
+            break
+        if "running" in states:
             patience = time.monotonic() + PARENT_SECONDS
         if time.monotonic() > patience:
             break
         time.sleep(LOOK_SECONDS)
     return True
+
+
+def parents_outside(jobs: Mapping[str, Job]) -> set[str]:
+    """The jobs whose weights these start from, but for those among them."""
+    return {parent for job in jobs.values() for parent in job.parents if parent not in jobs}
 
 
 def wait_for_first(jobs: Mapping[str, Job], store: Store) -> None:
