@@ -165,6 +165,47 @@ def test_stopped_with_nothing_left_but_failures(store: Store) -> None:
     assert answer(attempt(75), [bad, store.job(TWO.fingerprint)]) == "requeue"
 
 
+class TestKilledBeforeTheyBegan:
+    """One task of several ends at once, and `srun` kills the first, which is still starting."""
+
+    def ask(self, code: int, restarts: int, *jobs: JobRecord) -> str:
+        return answer(attempt(code, seconds=20.0, restarts=restarts), jobs)
+
+    @pytest.mark.parametrize("code", [140, 143])
+    def test_so_often_and_no_more(self, code: int, store: Store) -> None:
+        jobs = [store.job(ONE.fingerprint), store.job(TWO.fingerprint)]
+        assert [self.ask(code, restarts, *jobs) for restarts in range(6)] == ["requeue"] * 6
+        assert {job.state()["status"] for job in jobs} == {"new"}
+        assert self.ask(code, 6, *jobs) == "end"
+        for job in jobs:
+            state = job.state()
+            assert (state["status"], state["final"]) == ("failed", True)
+            assert f"ended 7 times before they began it (exit code {code})" in state["error"]
+            assert "ended 7 times" in job.log.read_text()
+
+    def test_what_ended_in_order_may_go_on(self, store: Store) -> None:
+        assert self.ask(75, 40, store.job(ONE.fingerprint)) == "requeue"
+
+    def test_so_may_a_job_that_has_begun(self, store: Store) -> None:
+        assert self.ask(143, 40, interrupted(store, ONE), store.job(TWO.fingerprint)) == "requeue"
+
+    def test_preemptions_of_a_job_that_is_done_are_not_laid_on_the_next(self, store: Store) -> None:
+        """The evaluations of a model share an allocation."""
+        for _ in range(9):
+            interrupted(store, ONE)
+        done(store, ONE)
+        jobs = [store.job(ONE.fingerprint), store.job(TWO.fingerprint)]
+        assert self.ask(143, 9, *jobs) == "requeue"
+        assert self.ask(143, 16, *jobs) == "end"
+        assert [job.state()["status"] for job in jobs] == ["done", "failed"]
+
+    def test_somebody_elses_job_is_left_alone(self, store: Store) -> None:
+        record = store.job(ONE.fingerprint)
+        with JobRecord(record.path).claim():
+            assert self.ask(143, 6, record) == "end"
+        assert record.state()["status"] == "new"
+
+
 class TestStalls:
     """A time limit too short for what comes before the first checkpoint would be met for ever."""
 
@@ -214,8 +255,8 @@ class TestMain:
     def test_the_task_of_an_array(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         batch = self.intended(store, Request(exclude="n7", time="1:00:00"), TWO.fingerprint, ONE.fingerprint)
         fails(store, 2)
-        main([str(store.root), batch, "1", "1", "2", "100"])
-        main([str(store.root), batch, "0", "75", "1", "100"])
+        main([str(store.root), batch, "1", "1", "2", "100", "0"])
+        main([str(store.root), batch, "0", "75", "1", "100", "0"])
         assert capsys.readouterr().out.splitlines() == ["requeue n7,n1", "requeue"]
 
     @pytest.mark.parametrize(("time", "final"), [("60", True), ("1:00:00", True), (None, False), ("UNLIMITED", False)])
@@ -225,18 +266,24 @@ class TestMain:
         batch = self.intended(store, Request(time=time), ONE.fingerprint)
         for _ in range(3):
             interrupted(store, ONE)
-            main([str(store.root), batch, "0", "75", "1", "3400"])
+            main([str(store.root), batch, "0", "75", "1", "3400", "0"])
         assert store.job(ONE.fingerprint).state()["final"] == final
 
     def test_the_report_job_is_not_tried_again(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
         batch = self.intended(store, Request())
         for code in ("1", "75"):
-            main([str(store.root), batch, "0", code, "1", "5"])
+            main([str(store.root), batch, "0", code, "1", "5", "0"])
         assert capsys.readouterr().out.splitlines() == ["end", "end"]
+
+    def test_how_often_it_was_queued_again(self, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+        batch = self.intended(store, Request(), ONE.fingerprint)
+        for restarts in ("5", "6"):
+            main([str(store.root), batch, "0", "143", "1", "5", restarts])
+        assert capsys.readouterr().out.splitlines() == ["requeue", "end"]
 
     def test_a_batch_that_nobody_knows(self, store: Store) -> None:
         with pytest.raises(StoreError, match="does not know batch abc"):
-            main([str(store.root), "abc", "0", "1", "1", "5"])
+            main([str(store.root), "abc", "0", "1", "1", "5", "0"])
 
 
 def test_a_record_that_died_before_a_sign_of_life_is_tried_again(store: Store) -> None:

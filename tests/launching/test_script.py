@@ -156,7 +156,7 @@ class Shell:
         )
 
     def calls(self) -> list[str]:
-        return [re.sub(r" \d+$", " SECONDS", line) if "after" in line else line for line in self.lines()]
+        return [re.sub(r" \d+ (\d+)$", r" SECONDS \1", line) if "after" in line else line for line in self.lines()]
 
     def lines(self) -> list[str]:
         return (self.folder / "calls").read_text().splitlines()
@@ -169,8 +169,8 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(folder)
 
 
-def asked(code: int, tries: int, task: int = 0) -> str:
-    return f"python -m prism_sweeps.launching.slurm.after /the/store abc {task} {code} {tries} SECONDS"
+def asked(code: int, tries: int, task: int = 0, restarts: int = 0) -> str:
+    return f"python -m prism_sweeps.launching.slurm.after /the/store abc {task} {code} {tries} SECONDS {restarts}"
 
 
 def test_tasks_that_end_well_end_the_job(shell: Shell) -> None:
@@ -186,6 +186,14 @@ def test_again(shell: Shell) -> None:
     assert done.returncode == 0
     assert shell.calls() == ["task -c 3", asked(1, 1), "task -c 3", asked(137, 2), "task -c 3"]
     assert "prism: again, after exit code 137" in done.stdout
+
+
+def test_how_often_it_was_queued_again_is_handed_on(shell: Shell) -> None:
+    shell.env["SLURM_RESTART_COUNT"] = "6"
+    shell.says("task", [""], [143])
+    shell.says("python", ["end"])
+    assert shell.run().returncode == 143
+    assert shell.calls() == ["task -c 3", asked(143, 1, restarts=6)]
 
 
 @pytest.mark.parametrize("word", ["end", "", "nonsense"])

@@ -23,7 +23,7 @@ prism_attempts() {
   id="${id:-$SLURM_JOB_ID}"
   while tries=$((tries + 1)); "$@"; code=$?; [ "$code" -ne 0 ]; do
     answer=$(trap '' TERM; $PYTHON -m prism_sweeps.launching.slurm.after $STORE $BATCH \
-      "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS") || return "$code"
+      "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS" "${SLURM_RESTART_COUNT:-0}") || return "$code"
     read -r answer nodes <<< "$answer"
     case "$answer" in
       again) echo "prism: again, after exit code $code" ;;

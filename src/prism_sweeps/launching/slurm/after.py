@@ -4,7 +4,7 @@ again               run the tasks once more in this allocation
 requeue [NODES]     give the allocation back and queue again, keeping away from these nodes
 end                 the job has failed, or there is nothing left to do
 
-python -m prism_sweeps.launching.slurm.after STORE BATCH TASK EXIT_CODE TRIES SECONDS
+python -m prism_sweeps.launching.slurm.after STORE BATCH TASK EXIT_CODE TRIES SECONDS RESTARTS
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from prism_sweeps.tracking.records import JobBusy, JobRecord, Store
 
 MADE_ROOM = (REQUEUE, 128 + 12, 128 + 15)
 """Told to make room, and ended in order; or so early that SIGUSR2 or SIGTERM still had its default effect."""
+EARLY = 3
+"""How often, beyond its tries, a job may end like that before it began: preemptions of young jobs are no fault."""
 STALLS = 3
 WORST = "killed (out of memory?)"
 
@@ -46,12 +48,14 @@ class Attempt:
     host: str
     retries: int
     """How often a job that fails is tried again."""
+    restarts: int = 0
+    """How often the allocation has been queued again, by SLURM's count."""
     kept_away: str = ""
     """Nodes that the request excludes already, as sbatch has them."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    root, batch, task, code, tries, seconds = arguments
+    root, batch, task, code, tries, seconds, restarts = arguments
     store = Store.open(Path(root))
     row = submissions.intended(store.root, batch)
     request = row["request"]
@@ -63,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         limit=None if limit is None else limit * 60,
         host=socket.gethostname(),
         retries=row["retries"],
+        restarts=int(restarts),
         kept_away=request["exclude"] or "",
     )
     names = row["allocations"][int(task)] if row["allocations"] else ()  # none: the report job
@@ -73,6 +78,8 @@ def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
     """What the batch script should do, after writing to the records why jobs have ended that could not say so."""
     if attempt.code in MADE_ROOM:
         left = [job for job in jobs if to_be_done(job.state(), attempt.retries)]
+        if attempt.code != REQUEUE and too_often_early(jobs, left, attempt):
+            return "end"
         stopped = [stalled(job, attempt) for job in left]
         return "end" if all(stopped) else "requeue"
     if attempt.code == CANNOT_START:
@@ -118,6 +125,28 @@ def how(code: int) -> str:
     if code == 128 + 9:
         return f"was {WORST}"
     return f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
+
+
+def too_often_early(jobs: Sequence[JobRecord], left: Sequence[JobRecord], attempt: Attempt) -> bool:
+    """Whether the tasks have been killed again and again before they began any job that is left; these are given up.
+
+    `srun` kills the tasks that are still starting when another one has ended badly, which looks like making room.
+    """
+    if any(job.state()["status"] != "new" for job in left):
+        return False
+    unbegun = attempt.restarts + 1 - sum(job.state()["attempts"] for job in jobs)
+    if unbegun <= attempt.retries + EARLY + 1:
+        return False
+    text = (
+        f"its tasks ended {unbegun} times before they began it (exit code {attempt.code}): either one of them failed "
+        "at once, as where a node has no Python, which the tasks' logs tell; or to start takes longer than the time "
+        "limit leaves: raise cluster.time, or lower cluster.notice_seconds"
+    )
+    for job in left:
+        with contextlib.suppress(JobBusy), job.claim():
+            note(job, text)
+            job.fail(text, final=True)
+    return True
 
 
 def stalled(job: JobRecord, attempt: Attempt) -> bool:
