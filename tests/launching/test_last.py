@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 from ends import begun, done, failed, interrupted
 from fake_slurm import FakeSlurm
-from sweeps import TWO_STAGES, Planned, Sweeps, run_in_order, train
+from sweeps import SMALL, TWO_STAGES, Planned, Sweeps, run_in_order, train
 
 from prism_sweeps.config.schema import Engine
+from prism_sweeps.launching.pool import LaunchError
 from prism_sweeps.launching.slurm import last
-from prism_sweeps.launching.slurm.last import Last, put_down_losses, submit_again, with_descendants
+from prism_sweeps.launching.slurm.last import Last, put_down_losses, submit_again
 from prism_sweeps.launching.standing import RETRIED_ALONE, Standing, look
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
@@ -128,11 +130,70 @@ def test_one_that_is_at_work_after_all_is_left_alone(plan: Plan, store: Store) -
         assert record.state()["status"] == "running"
 
 
-def test_descendants(plan: Plan) -> None:
-    align, finetune = train(plan)
-    assert with_descendants({align}, plan) == set(plan.jobs)
-    assert with_descendants({finetune}, plan) == set(plan.jobs) - {align}
-    assert with_descendants(set(), plan) == set()
+# ---- a stage that two studies share
+
+
+@pytest.fixture
+def two(planned: Planned, sweep: Sweeps) -> tuple[Plan, Plan]:
+    """Swept, with one align stage for both; it was lost, and nothing can be done about that yet."""
+    found = [planned(SMALL, "stages=nano-two-stage", f"tuning={each}", "engine.retries=1") for each in ("full", "lora")]
+    found[0].study, found[1].study = "one", "two"
+    for plan in found:
+        sweep(plan)
+    return found[0], found[1]
+
+
+def put_down(sweep: Sweeps, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report job of a study gets no further than to the records."""
+    with monkeypatch.context() as patch:
+        patch.setattr("prism_sweeps.launching.slurm.submit.submit", Mock(side_effect=LaunchError))
+        with pytest.raises(LaunchError):
+            submit_again(plan, sweep.store)
+
+
+@pytest.mark.parametrize("forgets", ["nothing", "squeue", "sacct"])
+def test_the_second_study_goes_on_as_well(forgets: str, two: tuple[Plan, Plan], sweep: Sweeps) -> None:
+    first, second = two
+    lose(sweep, first)
+    if forgets == "squeue":
+        sweep.slurm.purge()
+    sweep.slurm.set(accounts=forgets != "sacct")
+    assert submit_again(first, sweep.store) == len(first.jobs)
+    assert submit_again(second, sweep.store) == len(second.jobs) - 1
+    assert sweep.states(second) == {"queued": len(second.jobs)}
+    assert submit_again(second, sweep.store) == 0
+    live = sweep.live()
+    assert {name: len(ids) for name, ids in live.items()} == dict.fromkeys({**first.jobs, **second.jobs}, 1)
+
+
+def test_whichever_study_puts_the_loss_down(
+    two: tuple[Plan, Plan], sweep: Sweeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has noted it, and not submitted anything yet, when the other looks."""
+    first, second = two
+    lose(sweep, first)
+    put_down(sweep, first, monkeypatch)
+    assert submit_again(second, sweep.store) == len(second.jobs)
+    assert submit_again(first, sweep.store) == len(first.jobs) - 1
+    assert sweep.states(first) == {"queued": len(first.jobs)}
+
+
+def test_what_a_user_cancelled_stays_so_with_what_needs_it(two: tuple[Plan, Plan], sweep: Sweeps) -> None:
+    first, second = two
+    sweep.slurm.cancel(sweep.of(second, "^align > "))
+    lose(sweep, first)
+    assert submit_again(first, sweep.store) == len(first.jobs)
+    assert submit_again(second, sweep.store) == 0
+    assert sweep.states(second) == {"queued": 1, "cancelled": 1, "skipped": len(second.jobs) - 2}
+
+
+@pytest.mark.parametrize("accounts", [True, False])
+def test_a_loss_does_not_bring_back_what_a_user_cancelled(accounts: bool, plan: Plan, sweep: Sweeps) -> None:
+    sweep.slurm.set(accounts=accounts)
+    sweep.slurm.cancel(sweep.of(plan, "^align > "))
+    name = lose(sweep, plan)
+    assert submit_again(plan, sweep.store) == 1
+    assert {each for each, standing in look(plan, sweep.store).items() if standing.state == "queued"} == {name}
 
 
 # ---- as submitit calls it

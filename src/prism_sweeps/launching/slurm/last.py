@@ -6,15 +6,20 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from prism_sweeps.config.errors import PrismError
 from prism_sweeps.launching.run_job import note
-from prism_sweeps.launching.standing import RETRIED_ALONE, Standing, look
+from prism_sweeps.launching.schedule import in_order
+from prism_sweeps.launching.standing import OPEN, RETRIED_ALONE, Known, Standing, known_of, standings
 from prism_sweeps.planning.plan import Plan
+from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import SILENT_SECONDS, JobBusy, JobRecord, Store
+
+UNDER_WAY = frozenset({"done", "running", "silent", "queued"})
+"""What needs only such jobs can be submitted."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,50 @@ class Last:
 
 def submit_again(plan: Plan, store: Store) -> int:
     """Submits again the jobs that a node or a limit ended without a word, while they have retries left, and all that
-    needed them. Returns how many."""
+    SLURM cancelled because it needed them. What a user cancelled stays so, and what needs it. Returns how many."""
     from prism_sweeps.launching.slurm.submit import submit
 
-    lost = put_down_losses(look(plan, store), plan, store)
-    if not lost:
+    known = known_of(plan.jobs, store, submissions.read(store.root), must_answer=False)
+    found = standings(plan.jobs, known)
+    again = put_down_losses(found, plan, store) | put_down_before(found, known, plan)
+    chosen = with_what_waited(again, found, known, plan)
+    if not chosen:
         return 0
-    needed = with_descendants(lost, plan)
-    return len(submit(plan, store, say, wanted=lambda name, _: name in needed, forgive=False).jobs)
+    return len(submit(plan, store, say, wanted=lambda name, _: name in chosen, forgive=False).jobs)
+
+
+def put_down_before(found: Mapping[str, Standing], known: Known, plan: Plan) -> set[str]:
+    """Losses that the report job of another study has put down: whoever comes first submits them again."""
+    states = known.states
+    lost = {name for name in found if found[name].state == "failed" and how_ended(name, known)[0] in RETRIED_ALONE}
+    return {n for n in lost if not states[n]["final"] and states[n]["failures"] <= plan.engine.retries}
+
+
+def with_what_waited(again: Collection[str], found: Mapping[str, Standing], known: Known, plan: Plan) -> set[str]:
+    """These jobs, what needs them, and what SLURM cancelled while it waited for jobs that are under way once more,
+    perhaps because another study submitted them."""
+    chosen = set(again)
+    for job in in_order(plan.jobs):
+        name, parents = job.fingerprint, [each for each in job.parents if each in found]
+        ready = all(each in chosen or found[each].state in UNDER_WAY for each in parents)
+        word, who = how_ended(name, known)
+        stranded = word == "CANCELLED" and who == "SLURM"
+        if found[name].state in OPEN and ready and who != "user" and (stranded or chosen.intersection(parents)):
+            chosen.add(name)
+    return chosen
+
+
+def how_ended(name: str, known: Known) -> tuple[str, str]:
+    """SLURM's word for how a job's last allocation ended, "" where it is not told, and who cancelled it: "SLURM" for a
+    dependency that could not be met any more, or "user"."""
+    allotted = known.allotted.get(name)
+    queued = (known.queue or {}).get(allotted.slurm_id) if allotted else None
+    ended = known.history.get(allotted.slurm_id) if allotted else None
+    word = ended.state if ended else queued.state if queued else ""
+    if word != "CANCELLED":
+        return word, ""
+    by_slurm = queued.reason == "DependencyNeverSatisfied" if queued else bool(ended and not ended.by)
+    return word, "SLURM" if by_slurm else "user"
 
 
 def put_down_losses(found: Mapping[str, Standing], plan: Plan, store: Store) -> set[str]:
@@ -70,14 +111,6 @@ def wait_for_silence(record: JobRecord) -> None:
     until = time.monotonic() + SILENT_SECONDS
     while (age := record.silence()) is not None and age < SILENT_SECONDS and time.monotonic() < until:
         time.sleep(1)
-
-
-def with_descendants(names: set[str], plan: Plan) -> set[str]:
-    """These jobs and all that need them."""
-    found = set(names)
-    while more := {n for n, job in plan.jobs.items() if n not in found and found & set(job.parents)}:
-        found |= more
-    return found
 
 
 def say(text: str) -> None:
