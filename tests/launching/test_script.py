@@ -276,15 +276,58 @@ def test_a_controller_that_is_away_is_asked_again(shell: Shell) -> None:
     shell.says("python", ["requeue"])
     shell.says("scontrol", ["Unexpected message received for job 77", "", ""], [1, 0, 0])
     shell.run()
-    assert shell.calls()[3:] == ["scontrol requeue 77", "sleep 5", "scontrol requeue 77", "sleep 300"]
+    look = "squeue --noheader --jobs=77 --format=%T,%r"
+    assert shell.calls()[3:] == ["scontrol requeue 77", "sleep 5", look, "scontrol requeue 77", "sleep 300"]
 
 
-def test_a_controller_that_stays_away(shell: Shell) -> None:
+def test_a_controller_that_stays_away_is_asked_as_long_as_the_job_lasts(shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.says("python", ["requeue n7"])
+    shell.says("scontrol", ["Unable to contact slurm controller (connect failure)"] * 12 + ["", ""], [1] * 12 + [0, 0])
+    assert shell.run().returncode == 75
+    pauses = [int(call.split()[1]) for call in shell.calls() if call.startswith("sleep")]
+    assert pauses == [5, 10, 15, 20, 25, *[30] * 7, 300]
+    assert shell.calls()[-3:] == ["scontrol requeue 77", "scontrol update JobId=77 ExcNodeList=n7", "sleep 300"]
+
+
+def test_a_job_that_is_cancelled_while_the_controller_is_asked_stays_cancelled(shell: Shell) -> None:
     shell.says("task", [""], [75])
     shell.says("python", ["requeue"])
-    shell.command("scontrol", "exit 1")
-    assert shell.run().returncode == 75
-    assert shell.calls().count("scontrol requeue 77") == 5
+    shell.says("squeue", ["RUNNING,None", "", "COMPLETING,None"], [0, 1, 0])
+    shell.command("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    done = shell.run()
+    assert done.returncode == 75
+    assert shell.calls().count("scontrol requeue 77") == 2
+    assert shell.calls()[-1].startswith("squeue")
+    assert "SLURM is ending it" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Invalid job id specified for job 77",
+        "Access/permission denied for job 77",
+        "Requested operation is presently disabled for job 77",
+        "scontrol: command not found",
+    ],
+)
+def test_what_can_never_be_queued_again_gives_its_nodes_back(said: str, shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.says("python", ["requeue n7"])
+    shell.command("scontrol", f"echo '{said}' >&2; exit 1")
+    done = shell.run()
+    assert done.returncode == 75
+    assert shell.calls()[-1] == "scontrol requeue 77"
+    assert said in done.stdout
+
+
+def test_a_controller_that_took_it_and_could_not_say_so(shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.says("python", ["requeue n7"])
+    answers = ["Socket timed out on send/recv operation", "Job is pending execution for job 77", ""]
+    shell.says("scontrol", answers, [1, 1, 0])
+    shell.run()
+    assert shell.calls()[-2:] == ["scontrol update JobId=77 ExcNodeList=n7", "sleep 300"]
 
 
 @pytest.mark.parametrize("code", [1, 139])

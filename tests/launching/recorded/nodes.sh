@@ -22,6 +22,26 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}
 [ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
 # The tasks are told to make room, not this shell: it stays to ask what is to be done after them.
 trap : TERM USR1 USR2
+prism_requeue() (
+  trap '' TERM USR1 USR2
+  pause=5
+  while true; do
+    # SLURM would queue a job again that it is just ending because somebody has cancelled it.
+    case $(squeue --noheader --jobs="$1" --format=%T,%r) in
+      COMPLETING,TimeLimit) ;;
+      COMPLETING,*) echo "prism: SLURM is ending it"; exit 1 ;;
+    esac
+    said=$(scontrol requeue "$1" 2>&1) && break
+    echo "prism: not yet in the queue: $said"
+    case $said in
+      *"Job is pending execution"*) break ;;
+      *"Invalid job id"* | *"ermission denied"* | *"presently disabled"* | *"command not found"*) exit 1 ;;
+    esac
+    sleep "$pause"
+    pause=$((pause < 25 ? pause + 5 : 30))
+  done
+  [ -z "$2" ] || scontrol update JobId="$1" ExcNodeList="$2" || true
+)
 prism_attempts() {
   local code tries=0 answer nodes id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
   id="${id:-$SLURM_JOB_ID}"
@@ -37,16 +57,8 @@ prism_attempts() {
           echo "prism: again, after exit code $code; there is no other node"
           continue
         fi
-        # SLURM would queue a job again that it is just ending because somebody has cancelled it.
-        case $(squeue --noheader --jobs="$id" --format=%T,%r) in
-          COMPLETING,TimeLimit) ;;
-          COMPLETING,*) echo "prism: SLURM is ending it"; return "$code" ;;
-        esac
         echo "prism: back into the queue, after exit code $code${nodes:+; not on $nodes}"
-        ( trap '' TERM
-          for pause in 5 15 30 60 0; do scontrol requeue "$id" && break; sleep "$pause"; done
-          [ -z "$nodes" ] || scontrol update JobId="$id" ExcNodeList="$nodes" )
-        sleep 300
+        prism_requeue "$id" "$nodes" && sleep 300
         return "$code" ;;
       *) return "$code" ;;
     esac
