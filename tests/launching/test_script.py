@@ -204,6 +204,29 @@ def test_end_keeps_the_exit_code(word: str, shell: Shell) -> None:
     assert len(shell.calls()) == 2
 
 
+@pytest.mark.parametrize("word", ["INFO: unmounting the image", "", "Requeue n7"])
+def test_what_made_room_goes_back_into_the_queue_whatever_the_answer(word: str, shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.says("python", [word])
+    shell.run()
+    assert shell.calls()[3:] == ["scontrol requeue 77", "sleep 300"]
+
+
+def test_what_made_room_and_has_nothing_left_ends(shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.says("python", ["end"])
+    assert shell.run().returncode == 75
+    assert len(shell.calls()) == 2
+
+
+def test_what_a_container_says_before_is_no_answer(shell: Shell) -> None:
+    shell.says("task", ["", ""], [1, 75])
+    shell.says("python", ["Welcome to the image\n\nagain", "end of the line\nrequeue n7"])
+    shell.run()
+    assert shell.calls()[2] == "task -c 3"
+    assert shell.calls()[-3:] == ["scontrol requeue 77", "scontrol update JobId=77 ExcNodeList=n7", "sleep 300"]
+
+
 def test_back_into_the_queue(shell: Shell) -> None:
     shell.says("task", [""], [75])
     shell.says("python", ["requeue"])

@@ -44,7 +44,12 @@ prism_attempts() {
   while tries=$((tries + 1)); "$@"; code=$?; [ "$code" -ne 0 ]; do
     answer=$(trap '' TERM; $PYTHON -m prism_sweeps.launching.slurm.after $STORE $BATCH \
       "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS" "${SLURM_RESTART_COUNT:-0}") || return "$code"
-    read -r answer nodes <<< "$answer"
+    # What comes before it a container has said.
+    read -r answer nodes <<< "$(tail -n 1 <<< "$answer")"
+    case "$answer,$code" in
+      again,* | requeue,* | end,*) ;;
+      *,75) answer=requeue nodes= ;;
+    esac
     case "$answer" in
       again) echo "prism: again, after exit code $code" ;;
       requeue)
