@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ends import failed
 from fake_slurm import FakeSlurm
 from submitit import SlurmExecutor
 from submitit.core.utils import JobPaths
@@ -18,6 +19,7 @@ from sweeps import SMALL, TWO_STAGES, Planned, Sweeps, run_in_order, train
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.launching.pool import LaunchError
+from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.slurm import submit as submitting
 from prism_sweeps.launching.slurm.scheduler import SchedulerDown
 from prism_sweeps.launching.slurm.submit import submit
@@ -144,6 +146,74 @@ def test_a_machine_without_slurm(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="no sbatch on PATH"):
         submit(planned(SMALL), store, print)
+
+
+# ---- several users
+
+
+@pytest.fixture
+def as_user(sweep: Sweeps, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets another user submit from now on, who may not cancel what the others have."""
+
+    def become(name: str) -> None:
+        for module in (submissions, scheduler):
+            monkeypatch.setattr(module, "me", lambda: name)
+        sweep.slurm.set(users=[name, *({"ann", "ben", "root"} - {name})])
+
+    return become
+
+
+def cut_off(sweep: Sweeps, plan: Plan, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """A submission that dies before it notes the ids of this batch."""
+    note, seen = submissions.submitted, []
+
+    def noted(*arguments: Any) -> None:
+        seen.append(arguments)
+        if len(seen) == batch:
+            raise KeyboardInterrupt
+        note(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submissions, "submitted", noted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(plan)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_another_user_left_half_way_counts_as_queued(
+    batch: int, sweep: Sweeps, planned: Planned, as_user: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(*TWO_STAGES)
+    as_user("ann")
+    cut_off(sweep, plan, monkeypatch, batch)
+    before = set(sweep.slurm.live())
+    as_user("ben")
+    result = sweep(plan)
+    assert len(result.jobs) == len(plan.jobs) - len(before)
+    assert sweep.slurm.calls("scancel") == []
+    assert "by ann that was cut off half-way" in " ".join(sweep.said)
+    sweep.each_once(plan.jobs)
+    assert not sweep(plan).jobs  # as long as only ann can act
+    as_user("ann")
+    sweep(plan)
+    newest = max(before).partition("_")[0]
+    taken_back = {name for name, job in sweep.slurm.jobs.items() if job["by"] is not None}
+    assert taken_back == {name for name in before if name.partition("_")[0] == newest}
+    sweep.each_once(plan.jobs, reports=2)
+
+
+def test_what_waits_in_vain_and_is_of_another_user_is_not_taken_out(
+    sweep: Sweeps, planned: Planned, as_user: Callable[[str], None]
+) -> None:
+    plan = planned(SMALL, "seed=1,2", "cluster.overrides={train:{jobs_per_allocation:2}}", "engine.retries=0")
+    as_user("ann")
+    sweep(plan)
+    bad = train(plan)[0]
+    sweep.slurm.start(submissions.read(sweep.store.root).newest()[bad].slurm_id)
+    failed(sweep.store, plan.jobs[bad])
+    as_user("ben")
+    assert set(sweep(plan).jobs) == {bad, *(name for name, job in plan.jobs.items() if bad in job.parents)}
+    assert sweep.slurm.calls("scancel") == []
 
 
 # ---- shells that are killed, and two at once

@@ -85,7 +85,7 @@ def read(store_root: Path) -> Journal:
         if row["event"] == "withdrawn" and user is not None:
             journal.withdrawn[batch] = user
         if row["event"] == "submitted" and batch in intended:
-            _add(journal, intended[batch], row["ids"])
+            count_in(journal, intended[batch], row["ids"])
     return journal
 
 
@@ -97,7 +97,8 @@ def intended(store_root: Path, batch: str) -> dict[str, Any]:
     raise StoreError(f"{store_root / FILE} does not know batch {batch}")
 
 
-def _add(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None:
+def count_in(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> None:
+    """Adds a batch, as it was intended, that SLURM gave these ids: one for each allocation."""
     journal.batches.update(dict.fromkeys(ids, intended["batch"]))
     journal.snapshots.update(dict.fromkeys(ids, intended.get("snapshot", "")))
     if not intended["allocations"]:

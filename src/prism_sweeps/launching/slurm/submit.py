@@ -110,24 +110,44 @@ def settle(store: Store, journal: Journal, say: Say) -> None:
     """Batches of which it was never noted that SLURM has them: those that it has are taken out again, also those that
     it took only after it had been asked.
 
-    Their tasks may lack the files that their shell had no time to put in place.
+    Their tasks may lack the files that their shell had no time to put in place. Those of another user can be taken out
+    by that user alone: until then they count as submitted.
     """
     doubtful = journal.unanswered | journal.withdrawn
     if not doubtful:
         return
-    take_back(doubtful, scheduler.queue(doubtful.values()), say)
+    queue = scheduler.queue(doubtful.values())
+    take_back(doubtful, queue, say)
+    count_in(journal, store, queue, say)
     for batch in list(journal.unanswered):
         submissions.withdrawn(store.root, batch)
         journal.withdrawn[batch] = journal.unanswered.pop(batch)
 
 
 def take_back(batches: Collection[str], queue: Mapping[str, Queued], say: Say) -> None:
-    """Makes sure that SLURM does not have these batches."""
+    """Makes sure that SLURM does not have those of these batches that are the submitter's own."""
     marks = {f"{MARK}{batch}" for batch in batches}
-    left = {name.partition("_")[0] for name, job in queue.items() if job.comment in marks and alive(job)}
+    there = {name: job for name, job in queue.items() if job.comment in marks and alive(job)}
+    left = {name.partition("_")[0] for name, job in there.items() if job.user == submissions.me()}
     if left:
         say(f"taking back {', '.join(sorted(left))}, whose submission was cut off half-way")
         scheduler.cancel(left)
+
+
+def count_in(journal: Journal, store: Store, queue: Mapping[str, Queued], say: Say) -> None:
+    """Takes other users' unanswered batches that SLURM has for submitted, in this reading of the journal alone."""
+    users = {batch: user for batch, user in journal.unanswered.items() if user != submissions.me()}
+    there = {job.comment.removeprefix(MARK): name.split("_") for name, job in queue.items() if alive(job)}
+    for batch in users.keys() & there.keys():
+        base, *task = there[batch]
+        row = submissions.intended(store.root, batch)
+        tasks = range(len(row["allocations"]))
+        submissions.count_in(journal, row, [f"{base}_{number}" for number in tasks] if task else [base])
+        del journal.unanswered[batch]
+        say(
+            f"{base} is of a submission by {users[batch]} that was cut off half-way; its jobs count as queued. It may "
+            f"lack files, and {users[batch]} alone can take it back, by a sweep"
+        )
 
 
 @dataclass
@@ -171,9 +191,11 @@ class Sending:
             self.say(f"{self.result.allocations} allocations submitted ({sent} of {total} calls of sbatch)")
 
     def take_out(self, superseded: Collection[Allotted]) -> None:
-        """Takes out of the queue what waits for something that has failed: its jobs are submitted anew."""
+        """Takes out of the queue what waits for something that has failed: its jobs are submitted anew. What another
+        user has there cannot be taken out; it will find its jobs claimed or done."""
         queue = self.known.queue or {}
-        if waiting := {each.slurm_id for each in superseded if queue[each.slurm_id].waiting}:
+        own = {each.slurm_id for each in superseded if queue[each.slurm_id].user == submissions.me()}
+        if waiting := {slurm_id for slurm_id in own if queue[slurm_id].waiting}:
             scheduler.cancel(waiting)
 
     def keep_away(self) -> None:
@@ -293,10 +315,11 @@ class Sending:
 
 @contextlib.contextmanager
 def outside_of_jobs() -> Iterator[None]:
-    """Without what tells of an allocation that this process may be in: sbatch hands its environment on, and the memory
-    of one job beside the memory of another is an error to srun."""
-    of_job = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
-    before = {name: os.environ.pop(name) for name in of_job} if "SLURM_JOB_ID" in os.environ else {}
+    """Without variables that sbatch would heed before the request (SBATCH_*), and without what tells of an allocation
+    that this process may be in: sbatch hands that on, and the memory of one job beside that of another is an error."""
+    foreign = ("SBATCH_", "SLURM_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
+    named = [name for name in os.environ if name.startswith(foreign) and name != "SLURM_CONF"]
+    before = {name: os.environ.pop(name) for name in named}
     try:
         yield
     finally:
