@@ -36,7 +36,7 @@ STATES = """\
 states:
   new running done failed interrupted    as their names say; interrupted goes on where it was
   queued        SLURM has it, and says why it waits
-  silent        runs, but has given no sign of life for 3 minutes
+  silent        runs, but without a sign of life for 3 minutes, or getting further for 30; or SLURM holds it back
   lost          ended without a word: its node failed, its time or memory was over
   cancelled     by somebody
   skipped       needs one that failed, was lost or cancelled

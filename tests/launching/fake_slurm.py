@@ -26,7 +26,7 @@ NEW = {
     "calls": [],
     "accounts": True,
     "users": ["root"],
-    "partitions": ["main|main*|infinite|1:00:00|4|gpu:8|16|up", "short|short|10:00|10:00|4|gpu:8|16|up"],
+    "partitions": ["main|main*|infinite|1:00:00|4|gpu:8|16|1/3/0/4", "short|short|10:00|10:00|4|gpu:8|16|1/3/0/4"],
     "largest": 2001,
 }
 

@@ -67,7 +67,7 @@ def test_a_sign_that_cannot_be_left_does_no_harm_and_is_told_once(
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
     real, failures = record.beat, []
 
-    def broken(*told: object) -> None:
+    def broken(*told: object, still: float = 0.0) -> None:
         failures.append(told)
         real(0, 0, "")
 
@@ -78,3 +78,16 @@ def test_a_sign_that_cannot_be_left_does_no_harm_and_is_told_once(
         report(1, 2, "")
         record.path.mkdir()
     assert len([line for line in caplog.messages if "no signs of life of this job can be left" in line]) == 1
+
+
+def test_a_sign_of_life_tells_for_how_long_the_job_has_got_no_further(
+    record: JobRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+    now = 0.0
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
+    with beating(record, lambda *_: None) as report:
+        now = 90.0
+        wait_until(lambda: (record.last_beat() or {}).get("still") == 90)
+        report(1, 2, "")
+        wait_until(lambda: (record.last_beat() or {}).get("still") == 0)

@@ -39,6 +39,7 @@ def cells(*resizes: str) -> list[list[str]]:
 @pytest.fixture
 def kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("PRISM_STORE", str(store.root))
+    monkeypatch.setattr("prism_sweeps.launching.local.prepare_data", lambda jobs, store, display: None)
     return store
 
 

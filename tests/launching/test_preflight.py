@@ -13,9 +13,9 @@ from prism_sweeps.launching.slurm.scheduler import SchedulerDown
 from prism_sweeps.planning.allocations import shape
 
 PARTITIONS = [
-    "gpu|gpu*|2-00:00:00|4:00:00|8|gpu:a100:4(S:0-1)|64|up",
-    "big|big|7-00:00:00|n/a|2|gpu:h100:8|96+|up",
-    "cpu|cpu|infinite|infinite|9|(null)|128|up",
+    "gpu|gpu*|2-00:00:00|4:00:00|8|gpu:a100:4(S:0-1)|64|1/7/0/8",
+    "big|big|7-00:00:00|n/a|2|gpu:h100:8|96+|1/1/0/2",
+    "cpu|cpu|infinite|infinite|9|(null)|128|1/8/0/9",
 ]
 
 
@@ -87,7 +87,7 @@ def test_requests_that_fit(request_: Request, cluster: FakeSlurm) -> None:
 
 
 def test_a_cluster_without_a_default_partition(slurm: FakeSlurm) -> None:
-    slurm.set(partitions=["a|a|infinite|n/a|4|(null)|16|up", "b|b|infinite|n/a|4|(null)|16|up"])
+    slurm.set(partitions=["a|a|infinite|n/a|4|(null)|16|1/3/0/4", "b|b|infinite|n/a|4|(null)|16|1/3/0/4"])
     with pytest.raises(ConfigError, match=r"no default partition; set cluster.partition: a, b"):
         checked([Request()])
 
@@ -136,8 +136,8 @@ def test_a_packed_allocation_has_one_task() -> None:
     asked: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preflight.scheduler, "call", lambda command: asked.append(command) or "")
-        preflight.check_by_slurm(Request(gpus_per_node=4, jobs_per_allocation=4))
-        preflight.check_by_slurm(Request(gpus_per_node=4))
+        preflight.check_by_slurm(Request(gpus_per_node=4, jobs_per_allocation=4), enough=True)
+        preflight.check_by_slurm(Request(gpus_per_node=4), enough=True)
     assert ["--ntasks-per-node=1" in each for each in asked] == [True, False]
 
 
@@ -150,3 +150,17 @@ def test_times_for_sbatch(mins: float, text: str) -> None:
 
 def test_hints_of_sbatch_at_itself_are_left_out() -> None:
     assert cleaned("sbatch: unrecognized option '--x' Try \"sbatch --help\" for more") == "unrecognized option '--x'"
+
+
+def test_a_cluster_whose_nodes_are_down_is_not_refused_for_that(slurm: FakeSlurm):
+    """What 22.05 says with all nodes drained: `sbatch --test-only` refuses, `sbatch` takes the job."""
+
+    def asked(answer: str, enough: bool) -> None:
+        slurm.fault(answer, "test-only", 1, prefix=False)
+        preflight.check_by_slurm(Request(), enough)
+
+    asked("Requested node configuration is not available", enough=False)
+    with pytest.raises(ConfigError, match="node configuration is not available"):
+        asked("Requested node configuration is not available", enough=True)
+    with pytest.raises(ConfigError, match="Invalid account"):
+        asked("Invalid account or account/partition combination specified", enough=False)

@@ -215,11 +215,11 @@ def test_partitions(slurm: FakeSlurm) -> None:
     nodes has two rows, %L of one that sets no default time is n/a."""
     slurm.set(
         partitions=[
-            "main|main*|infinite|1:00:00|4|gpu:8|16|up",
-            "short|short|10:00|10:00|4|gpu:8|16|up",
-            "gpu|gpu|2-00:00:00|n/a|3|gpu:a100:4(S:0-1)|64+|up",
-            "gpu|gpu|2-00:00:00|n/a|2|gpu:h100:8(S:0-1),nvme:2|96|up",
-            "cpu|cpu|infinite|infinite|9|(null)|128|down",
+            "main|main*|infinite|1:00:00|4|gpu:8|16|1/3/0/4",
+            "short|short|10:00|10:00|4|gpu:8|16|1/3/0/4",
+            "gpu|gpu|2-00:00:00|n/a|3|gpu:a100:4(S:0-1)|64+|1/2/0/3",
+            "gpu|gpu|2-00:00:00|n/a|2|gpu:h100:8(S:0-1),nvme:2|96|1/1/0/2",
+            "cpu|cpu|infinite|infinite|9|(null)|128|0/0/9/9",
         ]
     )
     found = scheduler.partitions()
@@ -228,7 +228,7 @@ def test_partitions(slurm: FakeSlurm) -> None:
     assert (found["short"].limit, found["short"].default_time) == (10, 10)
     assert (found["gpu"].limit, found["gpu"].default_time, found["gpu"].nodes) == (2880, 2880, 5)
     assert (found["gpu"].gpus, found["gpu"].cpus) == (8, 96)
-    assert (found["cpu"].gpus, found["cpu"].up, found["cpu"].default_time) == (0, False, None)
+    assert (found["cpu"].gpus, found["cpu"].usable, found["cpu"].default_time) == (0, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -268,3 +268,29 @@ def test_the_newest_allocation_counts(one: Plan, sweep: Sweeps) -> None:
     found = of_training(sweep, one)
     assert (found.state, found.slurm_id) == ("queued", slurm_id(sweep, one))
     assert found.slurm_id != first
+
+
+def test_what_slurm_holds_back_for_good_can_be_retried() -> None:
+    """Seen on 22.05 after a Prolog that failed: PENDING, launch failed requeued held, also once the node was mended."""
+    found = stands(state("interrupted"), q("PENDING", "launch failed requeued held"))
+    assert found.state == "silent"
+    assert "launch failed requeued held" in found.reason
+    assert "scontrol release 7" in found.reason
+    assert stands(state("new"), q("PENDING", "JobHeldUser")).state == "queued"
+
+
+def test_a_state_that_is_not_known_is_of_a_job_that_has_its_allocation() -> None:
+    for word in ("RESIZING", "POWER_UP_NODE", "EXPEDITING"):
+        assert stands(state("new"), q(word)).state == "queued"
+
+
+def test_what_the_accounts_call_running_is_not_submitted_again_because_the_queue_does_not_show_it() -> None:
+    assert stands(state("interrupted"), None, e("RUNNING")).state == "unknown"
+
+
+def test_a_job_that_lives_and_gets_no_further_is_silent() -> None:
+    beat = {"done": 3, "total": 9, "text": "", "host": "n1", "pid": 1}
+    known = {"silences": {NAME: 1.0}}
+    assert stands(state("running"), q("RUNNING"), beats={NAME: beat | {"still": 60}}, **known).state == "running"
+    found = stands(state("running"), q("RUNNING"), beats={NAME: beat | {"still": 3600}}, **known)
+    assert (found.state, found.reason) == ("silent", "it lives, but has not got further for 60 min")

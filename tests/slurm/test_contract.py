@@ -40,7 +40,7 @@ def test_partitions_and_arrays(cluster: Lab) -> None:
     assert [name for name, each in found.items() if each.default] == ["main"]
     assert (found["main"].limit, found["main"].default_time) == (None, 60)
     assert (found["short"].limit, found["short"].default_time) == (10, 10)
-    assert (found["main"].nodes, found["main"].gpus, found["main"].cpus, found["main"].up) == (4, 8, 16, True)
+    assert (found["main"].nodes, found["main"].gpus, found["main"].cpus, found["main"].usable) == (4, 8, 16, 4)
     assert scheduler.largest_array() == 2000
 
 

@@ -57,6 +57,8 @@ class PrismSlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra's: one return for each set of overrides. Raises ConfigError and LaunchError, as `prism sweep` does."""
         from prism_sweeps.config.errors import ConfigError
+        from prism_sweeps.launching.local import prepare_data
+        from prism_sweeps.launching.progress import display_for
         from prism_sweeps.launching.slurm.submit import submit
         from prism_sweeps.planning.plan import make_plan
 
@@ -72,6 +74,9 @@ class PrismSlurmLauncher(Launcher):
                 "goes with hydra/sweeper=basic"
             )
         store = self.store_of(plan)
+        display = display_for()
+        with display:  # here, where there is a network
+            prepare_data(plan.jobs, store, display)
         done = submit(plan, store, say)
         told = f"{len(done.jobs)} jobs submitted in {done.allocations} allocations"
         say(f"{told if done.jobs else 'nothing to submit'}; prism status {plan.study}")

@@ -61,7 +61,8 @@ def question(found: Cancellation) -> str:
 def lines(found: Cancellation, outline: Outline, titles: Mapping[str, str]) -> list[str]:
     """What will be cancelled, what ends with it, and what will not."""
     told = []
-    for run, word in ((True, "running: a checkpoint is written first"), (False, "queued")):
+    running = "running: a checkpoint is written first, if that takes less than SLURM's KillWait"
+    for run, word in ((True, running), (False, "queued")):
         some = [each for each in found.taken if each.runs is run]
         if some:
             jobs = [name for each in some for name in each.meant]

@@ -25,6 +25,8 @@ OPEN = frozenset({"failed", "cancelled", "lost", "skipped", "interrupted", "new"
 ENDED_BADLY = frozenset({"failed", "cancelled", "lost", "skipped"})
 QUIET_SECONDS = 180.0
 """Without a sign of life, after which a running job is called silent."""
+STILL_SECONDS = 1800.0
+"""Without getting further, after which it is too: a process may be alive and wait for one that is not."""
 LOST = {
     "TIMEOUT": "its time limit was over before it could go back into the queue",
     "NODE_FAIL": "its node failed",
@@ -44,8 +46,9 @@ class Standing:
     """Of one job."""
 
     state: str
-    """done | running | silent (no sign of life) | queued | failed | cancelled | lost (ended without a word) | skipped
-    (needs one that ended badly) | interrupted | new | unknown (SLURM does not answer)."""
+    """done | running | silent (no sign of life or of getting further, or held by SLURM) | queued | failed | cancelled |
+    lost (ended without a word) | skipped (needs one that ended badly) | interrupted | new | unknown (SLURM does not
+    answer)."""
     reason: str = ""
     slurm_id: str | None = None
     ended: str = ""
@@ -147,6 +150,10 @@ def _by_itself(name: str, known: Known) -> Standing:
         return Standing("done", host=state["host"] or "")
     slurm_id = allotted.slurm_id if allotted else None
     queued = known.queue.get(slurm_id) if known.queue is not None and slurm_id else None
+    if queued is not None and queued.held:
+        return Standing(
+            "silent", f"held by SLURM ({queued.reason}); `scontrol release {slurm_id}` lets it go", slurm_id
+        )
     if queued is not None and queued.waiting:
         return Standing("queued", queued.reason, slurm_id)
     active = begun_by_slurm(queued)
@@ -168,10 +175,13 @@ def _by_itself(name: str, known: Known) -> Standing:
 
 def _running(name: str, known: Known, slurm_id: str | None) -> Standing:
     beat, silence = known.beats.get(name, {}), known.silences.get(name)
-    quiet = silence is not None and silence > QUIET_SECONDS
+    still = float(beat.get("still", 0))
+    reason = f"no sign of life for {silence:.0f} s" if silence is not None and silence > QUIET_SECONDS else ""
+    if not reason and still > STILL_SECONDS:
+        reason = f"it lives, but has not got further for {still / 60:.0f} min"
     return Standing(
-        state="silent" if quiet else "running",
-        reason=f"no sign of life for {silence:.0f} s" if quiet else "",
+        state="silent" if reason else "running",
+        reason=reason,
         slurm_id=slurm_id,
         host=str(beat.get("host", "")),
         done=int(beat.get("done", 0)),
@@ -183,7 +193,9 @@ def _running(name: str, known: Known, slurm_id: str | None) -> Standing:
 
 def _gone(slurm_id: str, queued: Queued | None, ended: Ended | None) -> Standing:
     """A job that was submitted, is not in the queue any more, and has written no end of its own."""
-    told = ended if ended and ended.state not in scheduler.ACTIVE | scheduler.WAITING else queued
+    if queued is None and ended is not None and ended.state not in scheduler.ENDED:
+        return Standing("unknown", f"not in the queue, but {ended.state} in SLURM's accounts", slurm_id)
+    told = ended if ended and ended.state in scheduler.ENDED else queued
     word, where = (told.state, told.nodes) if told else ("", "")
     if word == "CANCELLED":
         by = f" by user {ended.by}" if ended and ended.by else ""

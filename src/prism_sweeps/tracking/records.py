@@ -244,11 +244,14 @@ class JobRecord:
         """Ends the attempt well; `result` is what the job found (JSON-able)."""
         self._end("done", result=result, error=None)
 
-    def fail(self, error: str, final: bool = False) -> None:
-        """Ends the attempt badly; the last checkpoint stays. `final`: trying again cannot help."""
+    def fail(self, error: str, final: bool = False, host: str | None = None) -> None:
+        """Ends the attempt badly; the last checkpoint stays. `final`: trying again cannot help.
+
+        `host`: the node it failed on, where that is not the first process's; "" where nobody knows which of several.
+        """
         make_folder(self.path)
         state = self._written_state()
-        where = [*state["failed_on"], [state["host"], time.time()]]
+        where = [*state["failed_on"], [state["host"] if host is None else host, time.time()]]
         self._end("failed", error=error, final=final, failures=state["failures"] + 1, failed_on=where)
 
     def mark(self) -> str:
@@ -277,12 +280,15 @@ class JobRecord:
 
     def put_down_failure(self, rank: int, text: str) -> None:
         """Keeps why a process other than the first, which writes the record, has failed."""
-        write_atomic(self.path / f"failure-{rank}", text)
+        write_atomic(self.path / f"failure-{rank}", f"{socket.gethostname()}\n{text}")
 
-    def failure_of_others(self) -> str | None:
-        """What such a process has put down in this attempt."""
+    def failure_of_others(self) -> tuple[str, str] | None:
+        """What such a process has put down in this attempt, and its node."""
         found = sorted(self.path.glob("failure-*"))
-        return found[0].read_text(encoding="utf-8") if found else None
+        if not found:
+            return None
+        host, _, text = found[0].read_text(encoding="utf-8").partition("\n")
+        return text, host
 
     def _end(self, status: str, **fields: Any) -> None:
         self.sync_metrics()
@@ -332,10 +338,14 @@ class JobRecord:
             if age is not None and age < SILENT_SECONDS:
                 raise JobBusy(f"job {self.fingerprint} was alive on {state['host']} {age:.0f} s ago")
 
-    def beat(self, done: int, total: int, text: str) -> None:
-        """Leaves a sign of life that says how far the job is. Losing one in a crash does no harm."""
+    def beat(self, done: int, total: int, text: str, still: float = 0.0) -> None:
+        """Leaves a sign of life that says how far the job is, and for how many seconds it has been there.
+
+        Losing one in a crash does no harm.
+        """
         temporary = self.heartbeat.with_name(f".heartbeat.{os.getpid()}.tmp")
-        content = {"done": done, "total": total, "text": text, "host": socket.gethostname(), "pid": os.getpid()}
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        content = {"done": done, "total": total, "text": text, "still": round(still), **who}
         with explained("write", self.heartbeat, "the job goes on"):
             temporary.write_text(json.dumps(content), encoding="utf-8")
             temporary.replace(self.heartbeat)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import os
+import pwd
 import secrets
 import socket
 import time
@@ -109,8 +109,11 @@ def count_in(journal: Journal, intended: dict[str, Any], ids: Sequence[str]) -> 
 
 
 def me() -> str:
-    """Who submits."""
-    return getpass.getuser()
+    """Who submits: not what the environment believes, which `su` and containers leave as it was."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def intend(

@@ -23,7 +23,7 @@ def checked(requests: Collection[Request]) -> dict[str, Request]:
         chosen = partitions_of(request, partitions)
         check_size(request, chosen)
         resolved = replace(request, time=request.time or default_time(chosen))
-        check_by_slurm(resolved)
+        check_by_slurm(resolved, enough=any(each.usable >= request.nodes for each in chosen))
         found[shape(request)] = resolved
     return found
 
@@ -85,8 +85,12 @@ def as_time(mins: float) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-def check_by_slurm(request: Request) -> None:
-    """Asks sbatch whether it would take the request: accounts, QOS, options and much else only it knows."""
+def check_by_slurm(request: Request, enough: bool) -> None:
+    """Asks sbatch whether it would take the request: accounts, QOS, options and much else only it knows.
+
+    Unless there are `enough` nodes that are neither down nor drained, its answer is about these; sbatch itself would
+    take the job, which then waits for them.
+    """
     told = parameters(request, packed=request.jobs_per_allocation > 1)
     flags = {key: value for key, value in told.items() if key != "additional_parameters"}
     flags |= told["additional_parameters"]
@@ -99,6 +103,8 @@ def check_by_slurm(request: Request) -> None:
     except scheduler.SchedulerDown:
         raise
     except LaunchError as error:
+        if not enough and "node configuration is not available" in str(error):
+            return
         raise ConfigError(f"SLURM refuses what cluster.* asks for: {cleaned(str(error))}") from None
 
 

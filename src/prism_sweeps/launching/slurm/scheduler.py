@@ -33,11 +33,16 @@ DOWN = (
 )
 """What SLURM says when it may answer later."""
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
-ACTIVE = frozenset({"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"})
+ENDED = frozenset(
+    {"COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "DEADLINE", "BOOT_FAIL"}
+    | {"REVOKED"}
+)
+"""Every other state, also one that a newer SLURM may have, is of a job that has its allocation."""
+HELD = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT"})
 CHUNK = 400
 """Ids in one command line."""
-OWN_VIEWS = ("SQUEUE_", "SACCT_", "SINFO_")
-"""Begin the variables by which users set what these commands show them."""
+OWN_VIEWS = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_")
+"""Begin the variables by which users set what these commands show them, or ask for."""
 RANGES = re.compile(r"(\d+)_\[([\d,-]+)(%\d+)?\]")
 """Tasks of an array that share a row, for they never began."""
 
@@ -66,7 +71,12 @@ class Queued:
 
     @property
     def active(self) -> bool:
-        return self.state in ACTIVE
+        return self.state not in WAITING | ENDED
+
+    @property
+    def held(self) -> bool:
+        """Whether SLURM has put it aside for good, as it does when a node could not start it."""
+        return self.state in HELD or "requeued held" in self.reason
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ class Partition:
     gpus: int
     """Of the node that has most."""
     cpus: int
-    up: bool
+    usable: int
+    """Nodes that are neither down nor drained just now."""
 
 
 def available() -> bool:
@@ -194,9 +205,10 @@ def cancel(ids: Collection[str]) -> None:
 def partitions() -> dict[str, Partition]:
     """The partitions of this cluster."""
     found: dict[str, Partition] = {}
-    text = call(["sinfo", "--noheader", "--format=%R|%P|%l|%L|%D|%G|%c|%a"])
+    text = call(["sinfo", "--all", "--noheader", "--format=%R|%P|%l|%L|%D|%G|%c|%F"])
     for line in text.splitlines():
-        name, starred, limit, usual, nodes, gres, cpus, up = line.split("|")
+        name, starred, limit, usual, nodes, gres, cpus, by_state = line.split("|")
+        allocated, idle, *_ = (int(count) for count in by_state.split("/"))
         before = found.get(name)
         found[name] = Partition(
             name=name,
@@ -206,7 +218,7 @@ def partitions() -> dict[str, Partition]:
             nodes=int(nodes) + (before.nodes if before else 0),
             gpus=max(gpus_in(gres), before.gpus if before else 0),
             cpus=max(int(cpus.rstrip("+")), before.cpus if before else 0),
-            up=up == "up",
+            usable=allocated + idle + (before.usable if before else 0),
         )
     return found
 
