@@ -105,6 +105,7 @@ WRONG = [
     ({"kind": "slrum"}, "kind is 'slrum'.*slurm"),
     ({"max_parallel": 0}, "max_parallel is 0; it must be at least 1, or null"),
     ({"notice_seconds": 5}, "notice_seconds is 5; a checkpoint needs at least 10"),
+    ({"time": "3"}, "notice_seconds is 120, more than half of the time limit 3"),
     ({"nodes": 0}, "nodes is 0; it must be at least 1"),
     ({"cpus_per_task": 0}, "cpus_per_task is 0"),
     ({"gpus_per_node": -1}, "gpus_per_node is -1; it cannot be negative"),

@@ -119,9 +119,21 @@ def check_cluster(cluster: Cluster, where: str, known: Iterable[str]) -> None:
         for name in key.split(JOINT):
             if name not in valid:
                 raise ConfigError(f"{where}: overrides.{key}: no job is called '{name}'; {nearest(name, valid)}")
-    check_request(request_for(cluster, ()), where)
-    for key in cluster.overrides:
-        check_request(request_for(cluster, key.split(JOINT)), f"{where}: overrides.{key}")
+    requests = {where: request_for(cluster, ())}
+    requests |= {f"{where}: overrides.{key}": request_for(cluster, key.split(JOINT)) for key in cluster.overrides}
+    for place, request in requests.items():
+        check_request(request, place)
+        check_notice(request, cluster.notice_seconds, place)
+
+
+def check_notice(request: Request, notice_seconds: int, where: str) -> None:
+    """Raise ConfigError where a job would be stopped before it had half of its time."""
+    limit = minutes(request.time) if request.time is not None else None
+    if limit is not None and 2 * notice_seconds > 60 * limit:
+        raise ConfigError(
+            f"{where}: notice_seconds is {notice_seconds}, more than half of the time limit {request.time}: a job would "
+            "hardly begin before it has to stop; raise time, or lower notice_seconds"
+        )
 
 
 def check_request(request: Request, where: str) -> None:
