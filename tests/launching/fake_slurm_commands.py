@@ -136,6 +136,14 @@ def sbatch(world: World, arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
+    there = sum(job["state"] not in ENDED for job in world.jobs.values())
+    if not test and there + (int(last) + 1 if last else 1) > world.state.get("most", 10**6):
+        print(
+            "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates "
+            "accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            file=sys.stderr,
+        )
+        return 1
     number = world.state["next"]
     world.state["next"] += 1
     if test:

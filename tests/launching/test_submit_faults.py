@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,13 +15,15 @@ import pytest
 from ends import failed
 from fake_slurm import FakeSlurm
 from submitit import SlurmExecutor
-from submitit.core.utils import JobPaths
+from submitit.core.utils import DelayedSubmission, JobPaths
 from sweeps import SMALL, TWO_STAGES, Planned, Sweeps, run_in_order, train
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.launching.pool import LaunchError
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.slurm import submit as submitting
+from prism_sweeps.launching.slurm.last import submit_again
+from prism_sweeps.launching.slurm.limits import LimitReachedError
 from prism_sweeps.launching.slurm.scheduler import SchedulerDown
 from prism_sweeps.launching.slurm.submit import submit
 from prism_sweeps.launching.standing import look
@@ -97,17 +100,8 @@ def test_an_sbatch_that_is_taken_after_slurm_was_asked_for_it(
     sweep.each_once(plan.jobs)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        # slurm_errno.c and the accounting of limits, from memory of clusters that have them; the lab sets none
-        "sbatch: error: AssocMaxSubmitJobLimit\n"
-        "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size "
-        "and/or time limits)",
-        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
-    ],
-)
-def test_a_refusal_ends_the_submission_and_the_next_goes_on(sweep: Sweeps, planned: Planned, text: str) -> None:
+def test_a_refusal_ends_the_submission_and_the_next_goes_on(sweep: Sweeps, planned: Planned) -> None:
+    text = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     plan = planned("nano/tiny", SMALL)
     sweep.slurm.refuse(text)
     with pytest.raises(LaunchError, match="SLURM refuses a job: ") as caught:
@@ -146,6 +140,52 @@ def test_a_machine_without_slurm(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="no sbatch on PATH"):
         submit(planned(SMALL), store, print)
+
+
+# ---- limits to how many jobs a user may have
+# The text is that of slurm_errno.c and of clusters that have such limits.
+
+
+@pytest.mark.parametrize("most", range(2, 15))
+def test_as_many_as_a_limit_leaves_room_for_and_the_report_job_the_others(
+    most: int, sweep: Sweeps, planned: Planned
+) -> None:
+    plan = planned(SMALL, "seed=1,2,3,4,5,6")  # six trainings, six allocations of evaluations, one report
+    sweep.slurm.set(most=most)
+    if most >= 13:
+        assert sweep(plan).allocations == 12
+    else:
+        with pytest.raises(LimitReachedError, match="AssocMaxSubmitJobLimit") as caught:
+            sweep(plan)
+        there = len(sweep.slurm.live()) - len(sweep.reports())
+        assert f"{there} allocations are submitted, {12 - there} are left" in str(caught.value)
+        assert ("the job that reports submits the others" in str(caught.value)) == bool(sweep.reports())
+        assert most - 1 <= len(sweep.slurm.live()) <= most
+    rounds = 0
+    while set(sweep.states(plan)) != {"done"}:
+        reports = sweep.reports()
+        run_in_order(sweep, plan, seed=rounds)
+        if set(sweep.states(plan)) != {"done"}:
+            with contextlib.suppress(LimitReachedError):
+                submit_again(plan, sweep.store, left_of(sweep, reports[0])) if reports else sweep(plan)
+        rounds += 1
+        assert rounds < 20
+
+
+def left_of(sweep: Sweeps, report: str) -> tuple[str, ...]:
+    """Jobs that a report job was told to submit."""
+    (path,) = (sweep.store.root / "slurm").rglob(f"{report}_submitted.pkl")
+    return DelayedSubmission.load(path).function.left
+
+
+def test_with_no_room_at_all(sweep: Sweeps, planned: Planned) -> None:
+    plan = planned(SMALL, "seed=1,2")
+    sweep.slurm.set(most=0)
+    with pytest.raises(LimitReachedError, match="0 allocations are submitted, 4 are left; no job that reports is"):
+        sweep(plan)
+    sweep.slurm.set(most=99)
+    sweep(plan)
+    sweep.each_once(plan.jobs)
 
 
 # ---- several users

@@ -13,6 +13,7 @@ from pathlib import Path
 from prism_sweeps.config.errors import PrismError
 from prism_sweeps.launching.run_job import note
 from prism_sweeps.launching.schedule import in_order
+from prism_sweeps.launching.slurm.limits import LimitReachedError
 from prism_sweeps.launching.standing import OPEN, RETRIED_ALONE, Known, Standing, known_of, standings
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
@@ -29,12 +30,16 @@ class Last:
     root: Path
     data: Path
     study: str
+    left: tuple[str, ...] = ()
+    """Jobs that a limit left no room for when it was submitted."""
 
     def __call__(self) -> None:
         store = Store.open(self.root, self.data)
         try:
-            again = submit_again(Plan.from_plain(store.study(self.study).plan()), store)
+            again = submit_again(Plan.from_plain(store.study(self.study).plan()), store, self.left)
             say(f"{again} jobs submitted again")
+        except LimitReachedError as error:
+            say(str(error))
         except PrismError as error:  # many clusters let no job submit another
             say(f"nothing is submitted again from here: {error}")
         # By its command, for it stands above this part of the house.
@@ -42,15 +47,16 @@ class Last:
         subprocess.run(command, check=True)
 
 
-def submit_again(plan: Plan, store: Store) -> int:
+def submit_again(plan: Plan, store: Store, left: Collection[str] = ()) -> int:
     """Submits again the jobs that a node or a limit ended without a word, while they have retries left, and all that
-    SLURM cancelled because it needed them. What a user cancelled stays so, and what needs it. Returns how many."""
+    SLURM cancelled because it needed them; and those that were left. What a user cancelled stays so, and what needs it.
+    Returns how many."""
     from prism_sweeps.launching.slurm.submit import submit
 
     known = known_of(plan.jobs, store, submissions.read(store.root), must_answer=False)
     found = standings(plan.jobs, known)
     again = put_down_losses(found, plan, store) | put_down_before(found, known, plan)
-    chosen = with_what_waited(again, found, known, plan)
+    chosen = with_what_waited(again, left, found, known, plan)
     if not chosen:
         return 0
     return len(submit(plan, store, say, wanted=lambda name, _: name in chosen, forgive=False).jobs)
@@ -63,16 +69,19 @@ def put_down_before(found: Mapping[str, Standing], known: Known, plan: Plan) -> 
     return {n for n in lost if not states[n]["final"] and states[n]["failures"] <= plan.engine.retries}
 
 
-def with_what_waited(again: Collection[str], found: Mapping[str, Standing], known: Known, plan: Plan) -> set[str]:
-    """These jobs, what needs them, and what SLURM cancelled while it waited for jobs that are under way once more,
-    perhaps because another study submitted them."""
+def with_what_waited(
+    again: Collection[str], left: Collection[str], found: Mapping[str, Standing], known: Known, plan: Plan
+) -> set[str]:
+    """These jobs, what needs them, what was left, and what SLURM cancelled while it waited for jobs that are under way
+    once more, perhaps because another study submitted them."""
     chosen = set(again)
     for job in in_order(plan.jobs):
         name, parents = job.fingerprint, [each for each in job.parents if each in found]
         ready = all(each in chosen or found[each].state in UNDER_WAY for each in parents)
         word, who = how_ended(name, known)
         stranded = word == "CANCELLED" and who == "SLURM"
-        if found[name].state in OPEN and ready and who != "user" and (stranded or chosen.intersection(parents)):
+        due = stranded or (name in left and found[name].state != "failed") or chosen.intersection(parents)
+        if found[name].state in OPEN and ready and who != "user" and due:
             chosen.add(name)
     return chosen
 

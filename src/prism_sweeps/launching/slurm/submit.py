@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from prism_sweeps.config.schema import Request
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.pool import LaunchError
 from prism_sweeps.launching.removed import replace_plan
-from prism_sweeps.launching.slurm import scheduler
+from prism_sweeps.launching.slurm import limits, scheduler
 from prism_sweeps.launching.slurm.hosts import bad_hosts
 from prism_sweeps.launching.slurm.last import Last
+from prism_sweeps.launching.slurm.limits import LimitReachedError, halves, in_step, singles
 from prism_sweeps.launching.slurm.preflight import check_by_slurm, checked, cleaned
 from prism_sweeps.launching.slurm.scheduler import Queued, SchedulerDown
 from prism_sweeps.launching.slurm.script import executor_for
@@ -177,14 +179,51 @@ class Sending:
         lanes = self.plan.cluster.max_parallel
         largest = scheduler.largest_array()
         batches = lanes_of(allocations, lanes, weights) if lanes else batches_of(allocations, largest)
+        self.send_all(deque(batches), jobs)
+
+    def send_all(self, batches: deque[Batch], jobs: Mapping[str, Job]) -> None:
+        """Submits these batches, cut to what a limit leaves room for, and the job that reports on what was submitted.
+        Raises LimitReachedError where not all are."""
         first_ids: list[str] = []
-        for number, batch in enumerate(batches):
-            ids = self.send_batch(batch, jobs, first_ids)
+        full: LimitReachedError | None = None
+        while batches and full is None:
+            batch = batches.popleft()
+            if batch.task_by_task is not None and not in_step(batch, self.ids):
+                batches.extendleft(reversed(singles(batch)))
+                continue
+            try:
+                ids = self.send_batch(batch, jobs)
+            except LimitReachedError as error:
+                # Of two places that are one too many, the last is for the job that reports.
+                smallest = 2 if self.plan.cluster.report and first_ids else 1
+                full = error if len(batch.allocations) <= smallest else None
+                batches.extendleft(reversed(halves(batch)) if full is None else [batch])
+                continue
             first_ids.append(ids[0].partition("_")[0])
             self.result.calls += 1
-            self.tell(number + 1, len(batches))
-        if self.plan.cluster.report:
-            self.send_last(first_ids)
+            self.tell(len(first_ids), len(first_ids) + len(batches))
+        left = [allocation for batch in batches for allocation in batch.allocations]
+        unreported = self.send_last_if_any(first_ids, tuple(name for each in left for name in each.jobs))
+        if limit := full or unreported:
+            reported = self.plan.cluster.report and bool(first_ids) and unreported is None
+            raise self.stopped(limit, len(left), reported)
+
+    def send_last_if_any(self, first_ids: Sequence[str], left: tuple[str, ...]) -> LimitReachedError | None:
+        """The job that reports, where there is anything to report on; it submits the jobs that are left. Returns why
+        SLURM does not take it."""
+        if self.plan.cluster.report and first_ids:
+            try:
+                self.send_last(first_ids, left)
+            except LimitReachedError as error:
+                return error
+        return None
+
+    def stopped(self, limit: LimitReachedError, left: int, reported: bool) -> LimitReachedError:
+        """What was submitted before a limit was reached, and how it goes on."""
+        after = "the job that reports submits the others once these have ended, and the same command does so before"
+        alone = "no job that reports is; the same command goes on once others have ended"
+        submitted = f"{self.result.allocations} allocations are submitted, {left} are left"
+        return LimitReachedError(f"{limit}. {submitted}; {after if reported else alone}")
 
     def tell(self, sent: int, total: int) -> None:
         if total > 20 and (sent % 20 == 0 or sent == total):
@@ -212,7 +251,7 @@ class Sending:
         """Without these nodes, where there are others that it fits on."""
         found = replace(request, exclude=",".join(filter(None, (request.exclude, *away))))
         try:
-            check_by_slurm(found)
+            check_by_slurm(found, enough=True)
         except ConfigError as error:
             self.say(f"some jobs cannot be kept away from {', '.join(away)}: {error}")
             return request
@@ -223,14 +262,14 @@ class Sending:
         needs = tuple(name for name in allocation.needs if name in self.ids or name in jobs)
         return replace(allocation, request=self.requests[shape(allocation.request)], needs=needs)
 
-    def send_batch(self, batch: Batch, jobs: Mapping[str, Job], first_ids: Sequence[str]) -> list[str]:
+    def send_batch(self, batch: Batch, jobs: Mapping[str, Job]) -> list[str]:
         """One call of sbatch; returns the id of each allocation."""
         works = [
             Work(self.store.root, self.store.data, {n: jobs[n] for n in each.jobs}, self.plan.engine, each.slots)
             for each in batch.allocations
         ]
         name = job_name(self.plan.study) + ("" if batch.lane is None else f"-lane-{batch.lane + 1}")
-        dependency = self.dependency(batch, first_ids)
+        dependency = self.dependency(batch)
         ids = self.hand_over(batch.allocations, works, batch.request, name, dependency)
         for allocation, slurm_id in zip(batch.allocations, ids, strict=True):
             self.ids.update(dict.fromkeys(allocation.jobs, (slurm_id, allocation.slots)))
@@ -238,11 +277,12 @@ class Sending:
             self.result.allocations += 1
         return ids
 
-    def dependency(self, batch: Batch, first_ids: Sequence[str]) -> list[str]:
+    def dependency(self, batch: Batch) -> list[str]:
         """What of `--dependency` a batch needs. Where jobs run side by side one may fail and another not, so their
         dependents start in any case and look themselves."""
         if batch.task_by_task is not None:
-            found = [f"aftercorr:{first_ids[batch.task_by_task]}"]
+            slurm_id, _ = self.ids[batch.allocations[0].needs[0]]
+            found = [f"aftercorr:{slurm_id.partition('_')[0]}"]
         else:
             needed = [self.ids[name] for name in batch.allocations[0].needs if name in self.ids]
             well = dict.fromkeys(slurm_id for slurm_id, slots in needed if slots == 1)
@@ -250,9 +290,9 @@ class Sending:
             found = [":".join((kind, *ids)) for kind, ids in (("afterok", well), ("afterany", anyhow)) if ids]
         return found + (["singleton"] if batch.lane is not None else [])
 
-    def send_last(self, first_ids: Sequence[str]) -> None:
+    def send_last(self, first_ids: Sequence[str], left: tuple[str, ...] = ()) -> None:
         """The job that brings MLflow and the report up to date once all others have ended, however they have."""
-        last = Last(self.store.root, self.store.data, self.plan.study)
+        last = Last(self.store.root, self.store.data, self.plan.study, left)
         request = self.requests[shape(report_request(self.plan))]
         waits = [":".join(("afterany", *dict.fromkeys(first_ids)))]
         self.result.last_job = self.hand_over([], [last], request, f"{job_name(self.plan.study)}-report", waits)[0]
@@ -291,6 +331,8 @@ class Sending:
         use, or this was the last of its tries: `left` is how many there still are."""
         if not any(text in said for text in scheduler.DOWN):
             submissions.withdrawn(self.store.root, batch)
+            if any(text in said for text in limits.TEXTS):
+                raise LimitReachedError(f"SLURM refuses a job: {' '.join(said.split())}")
             raise LaunchError(self.half_way(f"SLURM refuses a job: {said}"))
         # Until it is known, the batch is left unanswered: SLURM may have taken it before it fell silent.
         down = SchedulerDown(self.half_way(f"SLURM does not answer: {said}"))
