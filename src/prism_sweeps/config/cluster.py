@@ -131,8 +131,8 @@ def check_notice(request: Request, notice_seconds: int, where: str) -> None:
     limit = minutes(request.time) if request.time is not None else None
     if limit is not None and 2 * notice_seconds > 60 * limit:
         raise ConfigError(
-            f"{where}: notice_seconds is {notice_seconds}, more than half of the time limit {request.time}: a job would "
-            "hardly begin before it has to stop; raise time, or lower notice_seconds"
+            f"{where}: notice_seconds is {notice_seconds}, more than half of the time limit {request.time}: a job "
+            "would hardly begin before it has to stop; raise time, or lower notice_seconds"
         )
 
 
