@@ -100,7 +100,8 @@ def known_of(
             every = scheduler.queue(each.user for each in open_ones.values())
             queue = {name: each for name, each in every.items() if not journal.of_another(name, each.comment)}
             gone = {name: each.slurm_id for name, each in open_ones.items() if not alive(queue.get(each.slurm_id))}
-            history = scheduler.history(set(gone.values())) if gone else {}
+            others = every.keys() - queue.keys()
+            history = scheduler.history(set(gone.values()) - others) if gone else {}
             # What has left the queue may have written how it ended since the first look.
             states |= {name: records[name].state() for name in gone}
     except LaunchError:  # SLURM is down, or this is a machine without it that sees the store
