@@ -113,6 +113,49 @@ def test_what_another_process_of_the_job_has_put_down_is_the_reason(store: Store
     assert record.state()["error"] == "process 3 of 4: RuntimeError: CUDA error"
 
 
+class TestSeveralNodes:
+    """The first node's name says nothing of where it went wrong."""
+
+    def died(self, store: Store, monkeypatch: pytest.MonkeyPatch, where: str | None = None) -> JobRecord:
+        record = killed(store)
+        if where is not None:
+            with monkeypatch.context() as there:
+                there.setattr("socket.gethostname", lambda: where)
+                record.put_down_failure(9, "process 9 of 16: RuntimeError: CUDA error")
+        return record
+
+    def test_nobody_is_blamed_where_nobody_knows(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = []
+        for tries in (1, 2, 3):
+            record = self.died(store, monkeypatch)
+            answers.append(answer(attempt(137, tries=tries, nodes=("n1", "n2")), [record]))
+        assert answers == ["again", "again", "end"]
+        assert [host for host, _ in record.state()["failed_on"]] == [""] * 3
+        error = "one of its processes was killed (out of memory?), on one of 2 nodes"
+        assert record.state()["error"] == error
+
+    def test_the_node_that_was_told_is_kept_away_from(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = []
+        for tries in (1, 2):
+            record = self.died(store, monkeypatch, "n2")
+            answers.append(answer(attempt(1, tries=tries, nodes=("n1", "n2")), [record]))
+        assert answers == ["again", "requeue n2"]
+        assert answer(attempt(1, tries=2, nodes=("n1", "n3")), [record]) == "again"
+
+    def test_as_slurm_says_it(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+        monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+        request = Request(nodes=2)
+        batch = submissions.intend(store.root, "study", [Allocation((ONE.fingerprint,), request)], request, 5)
+        for where in (None, None, "n2", "n2"):
+            record = self.died(store, monkeypatch, where)
+            main([str(store.root), batch, "0", "1", "1", "100", "0"])
+        assert capsys.readouterr().out.splitlines() == ["again", "again", "again", "requeue n2"]
+        assert [host for host, _ in record.state()["failed_on"]] == ["", "", "n2", "n2"]
+
+
 def test_a_job_that_somebody_else_has_taken_up_is_left_alone(store: Store) -> None:
     record = killed(store)
     with JobRecord(record.path).claim():

@@ -47,6 +47,10 @@ def test_jobs_that_were_lost_before_they_began_anywhere_blame_nobody() -> None:
     assert bad_hosts([badly((None, 10), (None, 20)), badly(("n1", 10), ("n1", 20)), well("n2", 30)]) == {"n1": 2}
 
 
+def test_failures_on_one_of_several_nodes_blame_nobody() -> None:
+    assert bad_hosts([badly(("", 10), ("", 20)), well("n2", 30)]) == {}
+
+
 def test_a_job_that_failed_and_is_done_now_counts_against_where_it_failed() -> None:
     done_now = well("n2", 30) | {"failed_on": [["n1", 10], ["n1", 20]]}
     assert bad_hosts([done_now]) == {"n1": 2}

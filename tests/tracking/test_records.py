@@ -429,6 +429,26 @@ def test_failures_count_with_their_nodes(record: JobRecord, monkeypatch: pytest.
     assert [when for _, when in state["failed_on"]] == sorted(when for _, when in state["failed_on"])
 
 
+def test_a_failure_elsewhere_counts_there(record: JobRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("n2", "", None):
+        monkeypatch.setattr("socket.gethostname", lambda: "n1")
+        with record.claim():
+            record.begin(JOB, Engine())
+            record.fail("boom", host=host)
+    assert [host for host, _ in record.state()["failed_on"]] == ["n2", "", "n1"]
+
+
+def test_what_another_process_puts_down_tells_its_node(record: JobRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    with record.claim():
+        record.begin(JOB, Engine())
+        assert record.failure_of_others() is None
+        monkeypatch.setattr("socket.gethostname", lambda: "n2")
+        record.put_down_failure(3, "process 3 of 4: boom\nin two lines")
+        assert record.failure_of_others() == ("process 3 of 4: boom\nin two lines", "n2")
+        record.begin(JOB, Engine())
+        assert record.failure_of_others() is None
+
+
 def test_a_job_can_fail_before_it_began(record: JobRecord) -> None:
     """Its node died under it."""
     with record.claim():

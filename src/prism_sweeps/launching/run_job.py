@@ -80,7 +80,8 @@ def run_job(
             raise
         except BaseException as error:
             note(record, traceback.format_exc().rstrip())
-            record.fail(record.failure_of_others() or describe(error), final=isinstance(error, PrismError))
+            text, host = record.failure_of_others() or (describe(error), host_to_blame(error))
+            record.fail(text, final=isinstance(error, PrismError), host=host)
             raise
         record.finish(result)
         note(record, "done")
@@ -190,6 +191,16 @@ def describe(error: BaseException) -> str:
     if is_of_another(error):
         return "another process that worked on this job has died; what it said last, or the scheduler, tells why"
     return text if isinstance(error, PrismError) else f"{type(error).__name__}: {text}"
+
+
+def host_to_blame(error: BaseException) -> str | None:
+    """As `JobRecord.fail` has it: nobody knows on which of several nodes the other process has died."""
+    return "" if is_of_another(error) and on_several_nodes() else None
+
+
+def on_several_nodes() -> bool:
+    """Whether SLURM has given this job more than one node."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) > 1
 
 
 def note(record: JobRecord, text: str) -> None:

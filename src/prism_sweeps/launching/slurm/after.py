@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from submitit.slurm.slurm import SlurmJobEnvironment
+
 from prism_sweeps.config.cluster import minutes
 from prism_sweeps.launching.pool import REQUEUE
-from prism_sweeps.launching.run_job import note
+from prism_sweeps.launching.run_job import note, on_several_nodes
 from prism_sweeps.launching.slurm.within import CANNOT_START
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import JobBusy, JobRecord, Store
@@ -46,8 +48,11 @@ class Attempt:
     limit: float | None
     """Seconds that it may last."""
     host: str
+    """Where the batch script runs: the first node."""
     retries: int
     """How often a job that fails is tried again."""
+    nodes: Sequence[str] = ()
+    """All nodes, where there are several."""
     restarts: int = 0
     """How often the allocation has been queued again, by SLURM's count."""
     kept_away: str = ""
@@ -67,6 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         limit=None if limit is None else limit * 60,
         host=socket.gethostname(),
         retries=row["retries"],
+        nodes=SlurmJobEnvironment().hostnames if on_several_nodes() else (),
         restarts=int(restarts),
         kept_away=request["exclude"] or "",
     )
@@ -93,7 +99,7 @@ def answer(attempt: Attempt, jobs: Sequence[JobRecord]) -> str:
     if not open_ones or uncounted > attempt.retries:
         return "end"
     bad = {host for state in open_ones for host in bad_for(state)}
-    if attempt.host not in bad:
+    if bad.isdisjoint((attempt.host, *attempt.nodes)):
         return "again"
     return f"requeue {','.join(filter(None, (attempt.kept_away, *sorted(bad))))}"
 
@@ -106,7 +112,7 @@ def to_be_done(state: Mapping[str, Any], retries: int) -> bool:
 def bad_for(state: Mapping[str, Any]) -> list[str]:
     """Nodes on which a job has failed more than once, of the failures that count."""
     counted = Counter(host for host, _ in state["failed_on"][-state["failures"] :]) if state["failures"] else Counter()
-    return [host for host, failures in counted.items() if host is not None and failures > 1]
+    return [host for host, failures in counted.items() if host and failures > 1]
 
 
 def put_down_death(job: JobRecord, attempt: Attempt) -> None:
@@ -115,9 +121,16 @@ def put_down_death(job: JobRecord, attempt: Attempt) -> None:
     if state["status"] != "interrupted" or state["attempts"] == 0 or not job.heartbeat.exists():
         return
     with contextlib.suppress(JobBusy), job.claim():
-        text = job.failure_of_others() or f"its process {how(attempt.code)} on {attempt.host}"
+        text, host = job.failure_of_others() or nameless(attempt)
         note(job, text)
-        job.fail(text)
+        job.fail(text, host=host)
+
+
+def nameless(attempt: Attempt) -> tuple[str, str | None]:
+    """What is known of a death that nobody put down: its words, and the node as `JobRecord.fail` has it."""
+    if attempt.nodes:
+        return f"one of its processes {how(attempt.code)}, on one of {len(attempt.nodes)} nodes", ""
+    return f"its process {how(attempt.code)} on {attempt.host}", None
 
 
 def how(code: int) -> str:

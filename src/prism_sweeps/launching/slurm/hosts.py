@@ -22,7 +22,7 @@ def bad_hosts(states: Iterable[Mapping[str, Any]]) -> dict[str, int]:
             successes[state["host"]].append(state["finished"])
         if not state["final"]:
             for host, when in state["failed_on"]:
-                if host is not None:  # it was lost before it began anywhere
+                if host:  # else it was lost before it began anywhere, or on one of several nodes
                     failures[host].append(when)
     found = {}
     for host, times in failures.items():
