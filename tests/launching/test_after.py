@@ -8,6 +8,7 @@ from fake_jobs import score, train
 
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine, Request
+from prism_sweeps.launching import run_job
 from prism_sweeps.launching.run_job import last_lines
 from prism_sweeps.launching.slurm.after import Attempt, answer, how, main
 from prism_sweeps.launching.slurm.within import CANNOT_START
@@ -154,6 +155,34 @@ class TestSeveralNodes:
             main([str(store.root), batch, "0", "1", "1", "100", "0"])
         assert capsys.readouterr().out.splitlines() == ["again", "again", "again", "requeue n2"]
         assert [host for host, _ in record.state()["failed_on"]] == ["", "", "n2", "n2"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "text", "told", "host"),
+    [
+        ("2", "Connection closed by peer", False, ""),
+        ("2", "Connection closed by peer", True, "n2"),
+        ("2", "CUDA error", False, "n1"),
+        ("1", "Connection closed by peer", False, "n1"),
+    ],
+)
+def test_what_the_first_process_sees_of_it(
+    nodes: str, text: str, told: bool, host: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = store.job(ONE.fingerprint)
+
+    def work(*_: object) -> dict[str, object]:
+        if told:
+            monkeypatch.setattr("socket.gethostname", lambda: "n2")
+            record.put_down_failure(9, "process 9 of 16: CUDA error")
+        raise RuntimeError(text)
+
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+    monkeypatch.setattr(run_job, "work_to_do", lambda job, world: work)
+    monkeypatch.setattr(run_job, "check_parents", lambda *_: None)
+    with pytest.raises(RuntimeError):
+        run_job.run_job(ONE, store, Engine(), lambda *_: None, lambda: False)
+    assert [where for where, _ in record.state()["failed_on"]] == [host]
 
 
 def test_a_job_that_somebody_else_has_taken_up_is_left_alone(store: Store) -> None:
