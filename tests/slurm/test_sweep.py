@@ -154,6 +154,21 @@ def test_what_the_cluster_would_refuse_is_refused_before_anything_is_submitted(
     assert not (tmp_path / submissions.FILE).exists()
 
 
+def test_a_store_that_cannot_be_written_is_told_before_anything_is_submitted(cluster: Lab, data: Path, tmp_path: Path):
+    store = tmp_path / "store"
+    store.mkdir()
+    before = cluster.slurm("squeue", "--noheader", "--states=all", "--format=%i")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", str(store)], check=True)
+    try:
+        refused = prism("sweep", "nano/tiny", "cluster=slurm", "--store", str(store), data=data)
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"prism: cannot write {store}")
+    assert "Read-only file system" in refused.stderr
+    assert cluster.slurm("squeue", "--noheader", "--states=all", "--format=%i") == before
+
+
 def test_without_slurm_on_path_it_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/nowhere")
     refused = prism("sweep", "nano/tiny", "cluster=slurm", "--store", str(tmp_path), data=data)
