@@ -361,6 +361,13 @@ def test_when_it_cannot_be_told_what_to_do_the_exit_code_is_kept(code: int, shel
     assert len(shell.calls()) == 2
 
 
+def test_what_made_room_goes_back_into_the_queue_also_when_nobody_can_say_so(shell: Shell) -> None:
+    shell.says("task", [""], [75])
+    shell.command("python", "exit 1")
+    shell.run()
+    assert shell.calls()[-2:] == ["scontrol requeue 77", "sleep 300"]
+
+
 def test_signals_are_for_the_tasks(shell: Shell) -> None:
     """The shell gets them too, and stays to ask what is next."""
     shell.command("task", "kill -TERM $PPID; kill -USR2 $PPID; exit 75")

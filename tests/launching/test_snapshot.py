@@ -14,7 +14,8 @@ import pytest
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.launching import snapshot as module
 from prism_sweeps.launching.snapshot import digest, snapshot
-from prism_sweeps.tracking.records import Store, source_commit
+from prism_sweeps.tracking.provenance import source_commit
+from prism_sweeps.tracking.records import Store
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_jobs_python_imports_from_it(store: Store) -> None:
     folder = snapshot(store)
     code = (
         "import prism_sweeps, prism_sweeps.launching.slurm.after, prism_sweeps.conf\n"
-        "from prism_sweeps.tracking.records import source_commit\n"
+        "from prism_sweeps.tracking.provenance import source_commit\n"
         "print(prism_sweeps.__file__, *prism_sweeps.conf.__path__, prism_sweeps.launching.slurm.after.__file__)\n"
         "print(source_commit())"
     )

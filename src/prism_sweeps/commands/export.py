@@ -13,7 +13,8 @@ from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import AXES
 from prism_sweeps.config.specs import EvaluationSpec, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
-from prism_sweeps.tracking.records import Store, source_commit
+from prism_sweeps.tracking.provenance import source_commit
+from prism_sweeps.tracking.records import Store
 
 if TYPE_CHECKING:
     from prism_sweeps.interop.model import Model

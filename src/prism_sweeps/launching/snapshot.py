@@ -12,7 +12,8 @@ from pathlib import Path
 
 import prism_sweeps.conf
 from prism_sweeps.tracking.files import UMASK, explained, make_folder, sync_folder
-from prism_sweeps.tracking.records import COMMIT, Store, source_commit
+from prism_sweeps.tracking.provenance import COMMIT, source_commit
+from prism_sweeps.tracking.records import Store
 
 PACKAGE = Path(prism_sweeps.__file__).parent
 CONF = Path(next(iter(prism_sweeps.conf.__path__)))

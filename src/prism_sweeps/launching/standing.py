@@ -17,7 +17,8 @@ from prism_sweeps.launching.slurm.scheduler import Ended, Queued
 from prism_sweeps.planning.outline import Node
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
-from prism_sweeps.tracking.records import Store, clock_of
+from prism_sweeps.tracking.files import clock_of
+from prism_sweeps.tracking.records import Store
 from prism_sweeps.tracking.submissions import Allotted, Journal
 
 OPEN = frozenset({"failed", "cancelled", "lost", "skipped", "interrupted", "new"})

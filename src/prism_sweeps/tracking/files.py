@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,3 +141,40 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise StoreError(f"{path}, line {number} is not valid JSON ({error}); remove that line") from error
         rows.append(row)
     return rows
+
+
+def clock_of(folder: Path) -> float:
+    """What time the file system of a folder believes it is: that of a file written just now, else this machine's."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b".")
+            probe.flush()
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def in_lines(content: dict[str, Any]) -> str:
+    """JSON with a line for each entry of each entry, so that two plans can be compared line by line."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+            parts.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
+        elif isinstance(value, list) and value:
+            inner = ",\n".join(f" {json.dumps(each, ensure_ascii=False)}" for each in value)
+            parts.append(f"{json.dumps(key)}: [\n{inner}\n]")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def try_lock(descriptor: int, kind: int, pause: float) -> bool:
+    """After `pause` seconds, whether the lock could be had without waiting."""
+    if pause:  # even a sleep of nothing gives the core away
+        time.sleep(pause)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -14,17 +14,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,18 +33,19 @@ from prism_sweeps.config.specs import Job
 from prism_sweeps.tracking.files import (
     UMASK,
     append_rows,
+    clock_of,
     explained,
+    in_lines,
     make_folder,
     read_json,
     read_rows,
     sync_folder,
+    try_lock,
     write_atomic,
 )
+from prism_sweeps.tracking.provenance import config_text, source_commit
 
 STORE_VERSION = 1
-COMMIT = "COMMIT"
-"""File beside a snapshot of this package that tells which commit it was taken of."""
-LIBRARIES = ("prism-sweeps", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "tokenizers")
 SILENT_SECONDS = 30.0
 """Without a sign of life, after which a process on another machine counts as gone."""
 LEFTOVERS = ("weights.tmp-*", ".*.tmp", "failure-*")
@@ -445,43 +443,6 @@ class JobRecord:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def clock_of(folder: Path) -> float:
-    """What time the file system of a folder believes it is: that of a file written just now, else this machine's."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b".")
-            probe.flush()
-            return os.fstat(probe.fileno()).st_mtime
-    except OSError:
-        return time.time()
-
-
-def in_lines(content: dict[str, Any]) -> str:
-    """JSON with a line for each entry of each entry, so that two plans can be compared line by line."""
-    parts = []
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            inner = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
-            parts.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
-        elif isinstance(value, list) and value:
-            inner = ",\n".join(f" {json.dumps(each, ensure_ascii=False)}" for each in value)
-            parts.append(f"{json.dumps(key)}: [\n{inner}\n]")
-        else:
-            parts.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def try_lock(descriptor: int, kind: int, pause: float) -> bool:
-    """After `pause` seconds, whether the lock could be had without waiting."""
-    if pause:  # even a sleep of nothing gives the core away
-        time.sleep(pause)
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def cpu_clock() -> float:
     """CPU seconds of this process, all threads and ended children."""
     times = os.times()
@@ -492,37 +453,3 @@ def on_gpu() -> bool:
     """Whether this process has used a CUDA device. A process that has not imported torch has not."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())
-
-
-def config_text(job: Job, engine: Engine) -> str:
-    """What a job was told, on what, as YAML."""
-    import yaml
-
-    plain = {"job": dataclasses.asdict(job), "engine": dataclasses.asdict(engine), "libraries": library_versions()}
-    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that can change a result."""
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-@cache
-def source_commit() -> str | None:
-    """The git commit of this code, with `-dirty` after it when files differ; None outside of a working copy."""
-    folder = Path(__file__).parent
-    kept = folder.parents[1] / COMMIT
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8").strip()
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None

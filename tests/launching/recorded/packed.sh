@@ -44,7 +44,8 @@ prism_attempts() {
   id="${id:-$SLURM_JOB_ID}"
   while tries=$((tries + 1)); "$@"; code=$?; [ "$code" -ne 0 ]; do
     answer=$(trap '' TERM; $PYTHON -m prism_sweeps.launching.slurm.after $STORE $BATCH \
-      "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS" "${SLURM_RESTART_COUNT:-0}") || return "$code"
+      "${SLURM_ARRAY_TASK_ID:-0}" "$code" "$tries" "$SECONDS" "${SLURM_RESTART_COUNT:-0}") \
+      || [ "$code" -eq 75 ] || return "$code"
     # What comes before it a container has said.
     read -r answer nodes <<< "$(tail -n 1 <<< "$answer")"
     case "$answer,$code" in
