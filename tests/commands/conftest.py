@@ -27,7 +27,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scheduler, "PAUSES", (0.0,) * len(scheduler.PAUSES))
     monkeypatch.setattr("prism_sweeps.launching.slurm.submit.snapshot", lambda store: store.root / "snapshots" / "now")
-    monkeypatch.setattr(submitting, "prepare_data", lambda *_: None)
+    monkeypatch.setattr("prism_sweeps.launching.slurm.sweep.prepare_data", lambda *_: None)
     found = Desk(Store.open(tmp_path / "store"), fake, capsys)
     feed: Callable[..., None] = lambda store, seen: found.updated.append(seen.outline.study)  # noqa: E731
     monkeypatch.setattr(status, "bring_up", feed)

@@ -39,7 +39,7 @@ def cells(*resizes: str) -> list[list[str]]:
 @pytest.fixture
 def kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("PRISM_STORE", str(store.root))
-    monkeypatch.setattr("prism_sweeps.launching.local.prepare_data", lambda jobs, store, display: None)
+    monkeypatch.setattr("prism_sweeps.launching.slurm.sweep.prepare_data", lambda jobs, store, display: None)
     return store
 
 
@@ -86,13 +86,13 @@ def end(plan: Plan, store: Store, scores: dict[str, float]) -> None:
 def test_a_failed_cell_is_told_to_hydra(slurm: FakeSlurm, kept: Store, monkeypatch: pytest.MonkeyPatch):
     plan = make_plan([*GRID, "cluster=slurm"])
 
-    def fail(plan: Plan, store: Store) -> None:
+    def fail(store: Store, *others: object) -> None:
         record = store.job(plan.cells[0].train[0])
         with record.claim():
             record.begin(plan.jobs[plan.cells[0].train[0]], plan.engine)
             record.fail("the disk is full", final=True)
 
-    monkeypatch.setattr("hydra_plugins.prism_slurm.follow", fail)
+    monkeypatch.setattr("prism_sweeps.commands.watching.follow", fail)
     returned = launcher(*GRID, wait=True).launch(cells("letterbox", "naive"), 0)
     bad = [make_plan(each).cells[0].id for each in cells("letterbox", "naive")].index(plan.cells[0].id)
     with pytest.raises(RuntimeError, match="the disk is full"):

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -26,9 +25,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from prism_sweeps.planning.plan import Plan, PlannedCell
     from prism_sweeps.tracking.records import Store
-
-LOOK_SECONDS = 5.0
-SHOWN = ("queued", "running", "done")
 
 
 @dataclass
@@ -56,10 +52,28 @@ class PrismSlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra's: one return for each set of overrides. Raises ConfigError and LaunchError, as `prism sweep` does."""
+        from prism_sweeps.commands.output import say
+        from prism_sweeps.commands.watching import SECONDS, follow, screen_for
+        from prism_sweeps.launching.slurm.sweep import sweep
+        from prism_sweeps.planning.outline import outlined
+        from prism_sweeps.planning.plan import summary
+        from prism_sweeps.tracking import throughput
+        from prism_sweeps.tracking.kept_estimates import keep_estimates
+
+        plan, cells = self.planned(job_overrides)
+        store = self.store_of(plan)
+        states = {name: store.job(name).state()["status"] for name in plan.jobs}
+        keep_estimates(store.study(plan.study), summary(plan, states, throughput.read(store.root)))
+        done = sweep(plan, store, say)
+        told = f"{len(done.jobs)} jobs submitted in {done.allocations} allocations"
+        say(f"{told if done.jobs else 'nothing to submit'}; prism status {plan.study}")
+        if self.wait:
+            follow(store, outlined(plan), SECONDS, screen_for(sys.stderr))
+        return [self.returned(cell, store, list(each)) for cell, each in zip(cells, job_overrides, strict=True)]
+
+    def planned(self, job_overrides: Sequence[Sequence[str]]) -> tuple[Plan, list[PlannedCell]]:
+        """The grid of the multirun, and its cell for each set of overrides."""
         from prism_sweeps.config.errors import ConfigError
-        from prism_sweeps.launching.local import prepare_data
-        from prism_sweeps.launching.progress import display_for
-        from prism_sweeps.launching.slurm.submit import submit
         from prism_sweeps.planning.plan import make_plan
 
         task = OmegaConf.to_object(self.config.hydra.overrides.task)
@@ -73,16 +87,7 @@ class PrismSlurmLauncher(Launcher):
                 f"these overrides are {len(cells)} cells, but Hydra's sweeper asks for {len(set(asked))}: prism_slurm "
                 "goes with hydra/sweeper=basic"
             )
-        store = self.store_of(plan)
-        display = display_for()
-        with display:  # here, where there is a network
-            prepare_data(plan.jobs, store, display)
-        done = submit(plan, store, say)
-        told = f"{len(done.jobs)} jobs submitted in {done.allocations} allocations"
-        say(f"{told if done.jobs else 'nothing to submit'}; prism status {plan.study}")
-        if self.wait:
-            follow(plan, store)
-        return [self.returned(cells[name], store, list(each)) for name, each in zip(asked, job_overrides, strict=True)]
+        return plan, [cells[name] for name in asked]
 
     def store_of(self, plan: Plan) -> Store:
         from prism_sweeps.tracking.records import Store
@@ -105,23 +110,3 @@ class PrismSlurmLauncher(Launcher):
         elif scores and len(scores) == len(cell.evaluate):
             result.return_value = sum(scores) / len(scores)
         return result
-
-
-def follow(plan: Plan, store: Store) -> None:
-    """Until no job of the plan waits or runs any more."""
-    from prism_sweeps.launching.standing import look
-
-    told: dict[str, Any] = {}
-    while True:
-        standings = look(plan, store)
-        counts = {word: sum(each.state == word for each in standings.values()) for word in SHOWN}
-        if counts != told:
-            say(", ".join(f"{count} {word}" for word, count in counts.items()))
-            told = counts
-        if not any(each.state in ("queued", "running", "silent", "unknown") for each in standings.values()):
-            return
-        time.sleep(LOOK_SECONDS)
-
-
-def say(text: str) -> None:
-    print(f"prism: {text}", file=sys.stderr, flush=True)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from prism_sweeps.commands.output import asked, console, numbered, print_json, say
 from prism_sweeps.commands.up_to_date import bring_up
 from prism_sweeps.launching import cancelling
-from prism_sweeps.launching.local import prepare_data
 from prism_sweeps.launching.overview import Overview
-from prism_sweeps.launching.progress import display_for
-from prism_sweeps.launching.removed import removed_from, replace_plan, still_there
-from prism_sweeps.launching.slurm.submit import Submitted, submit
+from prism_sweeps.launching.removed import removed_from, still_there
+from prism_sweeps.launching.slurm.submit import Submitted
+from prism_sweeps.launching.slurm.sweep import sweep
 from prism_sweeps.launching.standing import ENDED_BADLY, OPEN, known_of
 from prism_sweeps.planning.outline import Outline, outlined
 from prism_sweeps.planning.plan import Plan
@@ -23,13 +22,8 @@ from prism_sweeps.tracking.records import Store
 
 
 def run(arguments: Namespace, plan: Plan, store: Store, weights: dict[str, float]) -> int:
-    """Prepares the data here, where there is a network, submits, and returns; with --wait once all have ended."""
-    display = display_for()
-    with display:
-        open_jobs = {name: job for name, job in plan.jobs.items() if store.job(name).state()["status"] != "done"}
-        prepare_data(open_jobs, store, display)
-    done = submit(plan, store, say, weights)
-    replace_plan(store, plan)
+    """Submits, and returns; with --wait once all have ended."""
+    done = sweep(plan, store, say, weights)
     outline = outlined(plan)
     removed = removed_jobs(store, plan.study)
     if removed and not arguments.json and sys.stdin.isatty() and sys.stderr.isatty():
@@ -77,7 +71,7 @@ def ask_about_removed(store: Store, outline: Outline, removed: Sequence[str]) ->
     if not asked(f"{numbered(len(removed), 'job')} of removed cells are still queued or running; cancel them?"):
         return list(removed)
     keepers = cancelling.keepers_of_removed(store, removed)
-    done = cancelling.cancel(store, outline, removed, keepers, even_shared=False, say=say)
+    done = cancelling.cancel(store, outline, removed, keepers, say)
     return sorted(set(removed) - set(done.jobs))
 
 
