@@ -13,7 +13,7 @@ from prism_sweeps.launching import cancelling
 from prism_sweeps.launching.cancelling import Cancellation, Keepers
 from prism_sweeps.launching.lookup import chosen
 from prism_sweeps.launching.removed import removed_from
-from prism_sweeps.launching.retrying import descendants
+from prism_sweeps.launching.schedule import descendants
 from prism_sweeps.planning.outline import Outline
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.records import Store
@@ -25,16 +25,16 @@ NAMED = 3
 def run(arguments: Namespace) -> int:
     store = default_store(arguments)
     outline = read_outline(store, arguments.study)
-    names, keepers = meant(arguments, store, outline)
-    shared = bool(arguments.even_shared)
-    found = cancelling.look(store, outline, names, keepers, shared)
+    names, others = meant(arguments, store, outline)
+    keepers: Keepers = {} if arguments.even_shared else others
+    found = cancelling.look(store, outline, names, keepers)
     titles = {name: job.title for name, job in outline.jobs.items()} | removed_from(store.study(outline.study))
     for line in lines(found, outline, titles):
         print(line, file=sys.stderr if arguments.json else sys.stdout)
     if found.taken and not confirmed(question(found), arguments.yes, "nothing was cancelled"):
         print("nothing was cancelled", file=sys.stderr)
         return 0
-    done = cancelling.cancel(store, outline, names, keepers, shared, say) if found.taken else found
+    done = cancelling.cancel(store, outline, names, keepers, say) if found.taken else found
     if arguments.json:
         print_json(as_json(outline, done))
     else:
@@ -73,7 +73,7 @@ def lines(found: Cancellation, outline: Outline, titles: Mapping[str, str]) -> l
                 f"SLURM job {each.slurm_id} is one allocation: with it end also "
                 f"{listed([titles.get(name, name) for name in each.along])}"
             )
-    behind = descendants(outline.jobs, [n for n in found.jobs if n in outline.jobs]) - set(found.jobs)
+    behind = descendants(outline.jobs, found.jobs)
     if behind:
         told.append(f"{numbered(len(behind), 'job')} that need these cannot run either")
     for stays in found.kept:

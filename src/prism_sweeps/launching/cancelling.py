@@ -15,7 +15,7 @@ from prism_sweeps.tracking.records import Store
 from prism_sweeps.tracking.submissions import MARK, Allotted, Journal
 
 Keepers = Mapping[str, Sequence[str]]
-"""Job -> who else needs it, in words."""
+"""Job -> who else needs it, in words; {} to cancel also what others need."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ class Cancellation:
         return [name for each in self.taken for name in (*each.meant, *each.along)]
 
 
-def cancellation(
-    names: Collection[str], study: str, known: Known, journal: Journal, keepers: Keepers, even_shared: bool = False
-) -> Cancellation:
+def cancellation(names: Collection[str], study: str, known: Known, journal: Journal, keepers: Keepers) -> Cancellation:
     """What it comes to to cancel these jobs of a study. `known` of all jobs in their allocations."""
     queue, newest = known.queue or {}, journal.newest()
     taken: list[Taken] = []
@@ -78,7 +76,7 @@ def cancellation(
         left = [name for name in each.jobs if newest[name] is each and is_open(name, known)]
         meant = tuple(name for name in left if name in names)
         needed = tuple(name for name in left if name in keepers)
-        if needed and meant and not even_shared:
+        if needed and meant:
             by = dict.fromkeys(who for name in needed for who in keepers[name])
             kept.append(Kept(each.slurm_id, meant, needed, tuple(by)))
         elif meant:
@@ -122,22 +120,17 @@ def elsewhere(names: Collection[str], known: Known, newest: Mapping[str, Allotte
     }
 
 
-def look(store: Store, outline: Outline, names: Collection[str], keepers: Keepers, even_shared: bool) -> Cancellation:
+def look(store: Store, outline: Outline, names: Collection[str], keepers: Keepers) -> Cancellation:
     """What cancelling these jobs would come to now. Raises LaunchError when SLURM has to answer and does not."""
     journal = submissions.read(store.root)
     newest = journal.newest()
     beside = {other for name in names if name in newest for other in newest[name].jobs}
     known = known_of({*names, *beside}, store, journal, must_answer=True)
-    return cancellation(names, outline.study, known, journal, keepers, even_shared)
+    return cancellation(names, outline.study, known, journal, keepers)
 
 
 def cancel(
-    store: Store,
-    outline: Outline,
-    names: Collection[str],
-    keepers: Keepers,
-    even_shared: bool,
-    say: Callable[[str], None],
+    store: Store, outline: Outline, names: Collection[str], keepers: Keepers, say: Callable[[str], None]
 ) -> Cancellation:
     """Cancels what can be, with no submission into the store going on meanwhile; returns what that was.
 
@@ -147,7 +140,7 @@ def cancel(
 
     with submissions.submitting(store.root, say):
         settle(store, submissions.read(store.root), say)
-        found = look(store, outline, names, keepers, even_shared)
+        found = look(store, outline, names, keepers)
         if found.taken:
             # The report first: else it would begin as soon as it has nothing to wait for.
             if found.report:

@@ -14,7 +14,7 @@ from prism_sweeps.launching.machine import cores, worker_count
 from prism_sweeps.launching.pool import LaunchError, Pool, StopRequests, Worker, stop_requests
 from prism_sweeps.launching.progress import Display
 from prism_sweeps.launching.run_job import Run, last_lines, run_job
-from prism_sweeps.launching.schedule import Schedule
+from prism_sweeps.launching.schedule import Schedule, descendants
 from prism_sweeps.launching.worker import PRELOAD, Message
 from prism_sweeps.tracking.records import JobBusy, Store
 
@@ -196,7 +196,7 @@ class Sweep:
         self.display.ended("failed", job.title, error)
         for line in last_lines(record, LOG_LINES):
             self.display.say(f"    {line}")
-        if skipped := self.schedule.descendants(job.fingerprint):
+        if skipped := descendants(self.schedule.jobs, [job.fingerprint]):
             self.display.say(f"    skipped because of it: {len(skipped)} jobs")
 
     def look_at_busy(self) -> None:

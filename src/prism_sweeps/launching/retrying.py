@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from prism_sweeps.launching.cancelling import marked
 from prism_sweeps.launching.pool import LaunchError
+from prism_sweeps.launching.schedule import descendants
 from prism_sweeps.launching.slurm import scheduler
 from prism_sweeps.launching.standing import ENDED_BADLY, OPEN, Standing, alive
 from prism_sweeps.planning.outline import Node
@@ -56,16 +57,6 @@ def ancestors(jobs: Mapping[str, Node], names: Collection[str]) -> set[str]:
     front = set(names)
     while front:
         front = {parent for name in front for parent in jobs[name].parents if parent in jobs} - found
-        found |= front
-    return found
-
-
-def descendants(jobs: Mapping[str, Node], names: Collection[str]) -> set[str]:
-    """All that need these jobs."""
-    found: set[str] = set()
-    front = set(names)
-    while front:
-        front = {name for name, job in jobs.items() if front & set(job.parents)} - found
         found |= front
     return found
 

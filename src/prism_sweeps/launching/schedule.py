@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -77,17 +77,9 @@ class Schedule:
             self.status[fingerprint] = "waiting"
             return True
         self.status[fingerprint] = "failed"
-        for name in self.descendants(fingerprint):
+        for name in descendants(self.jobs, [fingerprint]):
             self.status[name] = "skipped"
         return False
-
-    def descendants(self, fingerprint: str) -> list[str]:
-        """Every job that needs this one, directly or not."""
-        found: list[str] = []
-        for job in in_order(self.jobs):
-            if any(parent == fingerprint or parent in found for parent in job.parents):
-                found.append(job.fingerprint)
-        return found
 
     def names(self, *statuses: str) -> list[str]:
         """Fingerprints of the jobs that stand so."""
@@ -116,6 +108,15 @@ def in_order(jobs: Mapping[str, Planned]) -> list[Planned]:
         if job.fingerprint not in placed:
             place(job)
     return list(placed.values())
+
+
+def descendants(jobs: Mapping[str, Planned], names: Collection[str]) -> list[str]:
+    """All of these jobs that need one of `names`, directly or not, each after its parents."""
+    found = dict.fromkeys(names)
+    for job in in_order(jobs):
+        if not found.keys().isdisjoint(job.parents):
+            found[job.fingerprint] = None
+    return [name for name in found if name not in set(names)]
 
 
 def tails(jobs: Mapping[str, Job], weights: Mapping[str, float]) -> dict[str, float]:
