@@ -86,16 +86,29 @@ def test_what_the_user_or_the_job_itself_ended_is_not(
     assert len(sweep.slurm.jobs) == before
 
 
-def lost(name: str, ended: str = "TIMEOUT") -> dict[str, Standing]:
-    return {name: Standing("lost", "its time limit was over", "7", ended)}
+def lost(name: str, ended: str = "TIMEOUT", nodes: str = "n3") -> dict[str, Standing]:
+    return {name: Standing("lost", "its time limit was over", "7", ended, host=nodes)}
 
 
-def test_a_loss_blames_the_node_it_was_on(plan: Plan, store: Store) -> None:
+@pytest.mark.parametrize(
+    ("ended", "nodes", "blamed"),
+    [
+        ("NODE_FAIL", "n3", "n3"),
+        ("BOOT_FAIL", "n3", "n3"),
+        ("NODE_FAIL", "n[1-2]", ""),
+        ("NODE_FAIL", "n1,m4", ""),
+        ("BOOT_FAIL", "None assigned", ""),
+        ("TIMEOUT", "n3", ""),
+        ("OUT_OF_MEMORY", "n3", ""),
+    ],
+)
+def test_a_loss_blames_its_node_where_that_failed(
+    ended: str, nodes: str, blamed: str, plan: Plan, store: Store
+) -> None:
     (name, *_) = train(plan)
     begun(store, plan.jobs[name])
-    assert put_down_losses(lost(name), plan, store) == {name}
-    state = store.job(name).state()
-    assert [host for host, _ in state["failed_on"]] == [state["host"]]
+    assert put_down_losses(lost(name, ended, nodes), plan, store) == {name}
+    assert [host for host, _ in store.job(name).state()["failed_on"]] == [blamed]
     assert "its time limit was over" in store.job(name).log.read_text()
 
 

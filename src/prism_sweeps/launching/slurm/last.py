@@ -109,10 +109,16 @@ def put_down_losses(found: Mapping[str, Standing], plan: Plan, store: Store) -> 
         wait_for_silence(record)
         with contextlib.suppress(JobBusy), record.claim():
             note(record, standing.reason)
-            record.fail(standing.reason)
+            record.fail(standing.reason, host=to_blame(standing))
             if record.state()["failures"] <= plan.engine.retries:
                 again.add(name)
     return again
+
+
+def to_blame(standing: Standing) -> str:
+    """The node that a loss speaks against; "" where it does not, or does not tell which of several."""
+    one = not any(mark in standing.host for mark in "[, ")  # SLURM's lists, and its "None assigned"
+    return standing.host if standing.ended in ("NODE_FAIL", "BOOT_FAIL") and one else ""
 
 
 def wait_for_silence(record: JobRecord) -> None:
