@@ -58,7 +58,7 @@ def test_what_a_batch_was_intended_with(tmp_path: Path) -> None:
     intend(tmp_path, "other", [B], Request(), retries=0)
     batch = intend(tmp_path, "study", [A], Request(time="60", exclude="n1"), retries=3)
     row = intended(tmp_path, batch)
-    assert (row["allocations"], row["needs"], row["slots"], row["retries"]) == ([["a"]], [["p"]], [1], 3)
+    assert (row["allocations"], row["slots"], row["retries"]) == ([["a"]], [1], 3)
     assert (row["request"]["time"], row["request"]["exclude"]) == ("60", "n1")
     assert row["host"]
     with pytest.raises(StoreError, match="does not know batch 123"):

@@ -14,6 +14,7 @@ from prism_sweeps.commands.opening import open_store, place_of, plan_of
 from prism_sweeps.commands.output import amount, console, label, print_json, table
 from prism_sweeps.planning.budget import check_budget, hours
 from prism_sweeps.planning.plan import Plan, summary
+from prism_sweeps.reporting.cost import duration
 from prism_sweeps.tracking import throughput
 
 SHOWN_JOBS = 60
@@ -184,12 +185,3 @@ def not_fitting(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
         + ("no change of settings that is known here makes room" if way is None else f"would fit with {way}")
         for way, count in ways.items()
     ]
-
-
-def duration(seconds: float | None) -> str:
-    """In the unit that leaves a number of at least one: 42 s, 5.3 min, 31.2 h; ? when unknown."""
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"

@@ -61,9 +61,10 @@ def both(found: dict[str, Any], text: Any) -> str:
     return f"estimated {text(found['estimated'])}, took {text(found['real'])} ({found['ratio']:.2g} times the estimate)"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+def duration(seconds: float | None) -> str:
+    """In the unit that leaves a number of at least one: 42 s, 5.3 min, 31.2 h; ? when unknown."""
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"

@@ -13,6 +13,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from prism_sweeps.reporting.cost import duration
 from prism_sweeps.reporting.frame import StudyFrames
 from prism_sweeps.reporting.tables import NONE, Table
 
@@ -83,20 +84,15 @@ def facts(frames: StudyFrames, date: str) -> list[tuple[str, str]]:
         ("seeds", ", ".join(map(str, frames.seeds))),
         ("jobs done", f"{done} of {len(jobs)}"),
         ("device", frames.device),
-        ("wall time of jobs", duration(float(jobs["seconds"].sum()))),
-        ("CPU time", duration(float(jobs["cpu_seconds"].sum()))),
-        ("GPU time", duration(float(jobs["gpu_seconds"].sum()))),
+        ("wall time of jobs", spent(float(jobs["seconds"].sum()))),
+        ("CPU time", spent(float(jobs["cpu_seconds"].sum()))),
+        ("GPU time", spent(float(jobs["gpu_seconds"].sum()))),
     ]
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds <= 0:
-        return NONE
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+def spent(seconds: float) -> str:
+    """A time, where there was one."""
+    return duration(seconds) if seconds > 0 else NONE
 
 
 def configs(frames: StudyFrames) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +178,21 @@ def try_lock(descriptor: int, kind: int, pause: float) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def only_one(path: Path, kept: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock that one process has at a time, and calls `waiting` first where another has it.
+
+    The kernel lets go of it when a process dies. Raises StoreError, ending with `kept`, where there are no locks.
+    """
+    with explained("lock", path, kept):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        with explained("lock", path, kept):
+            if not try_lock(descriptor, fcntl.LOCK_EX, 0.0):
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

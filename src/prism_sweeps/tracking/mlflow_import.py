@@ -19,7 +19,7 @@ from typing import Any
 from prism_sweeps.config.errors import ConfigError, PrismError, StoreError
 from prism_sweeps.planning.outline import Outline
 from prism_sweeps.planning.plan import Plan
-from prism_sweeps.tracking.files import read_json, write_atomic
+from prism_sweeps.tracking.files import read_json, try_lock, write_atomic
 from prism_sweeps.tracking.mlflow_client import TrackingError, client_for, without_password
 from prism_sweeps.tracking.mlflow_runs import FORMAT, cell_runs
 from prism_sweeps.tracking.mlflow_writing import SQLITE, open_experiment, stored_runs, write_run
@@ -212,7 +212,7 @@ def one_importer(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     end = time.monotonic() + seconds
     descriptor = os.open(store.root / "mlflow.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        while not locked(descriptor):
+        while not try_lock(descriptor, fcntl.LOCK_EX, 0.0):
             if time.monotonic() > end:
                 raise TrackingError(
                     f"another process has been writing to MLflow for {seconds:.0f} s, it holds "
@@ -222,14 +222,6 @@ def one_importer(store: Store, seconds: float = LOCK_SECONDS) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def write_runs(store: Store, plan: Plan, uri: str, digest: str) -> Imported:

@@ -7,7 +7,6 @@ carries its id as SLURM's comment, so one that was intended, but never answered 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 import secrets
@@ -21,7 +20,7 @@ from typing import Any
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Request
 from prism_sweeps.planning.allocations import Allocation
-from prism_sweeps.tracking.files import append_rows, explained, make_folder, read_json, read_rows, write_atomic
+from prism_sweeps.tracking.files import append_rows, make_folder, only_one, read_json, read_rows, write_atomic
 
 FILE, LOCK = "submissions.jsonl", "submit.lock"
 MARK = "prism-"
@@ -137,7 +136,6 @@ def intend(
         "host": socket.gethostname(),
         "time": time.time(),
         "allocations": [list(allocation.jobs) for allocation in allocations],
-        "needs": [list(allocation.needs) for allocation in allocations],
         "request": asdict(request),
         "slots": [allocation.slots for allocation in allocations],
         "retries": retries,
@@ -161,19 +159,13 @@ def withdrawn(store_root: Path, batch: str) -> None:
 def submitting(store_root: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One submission into a store at a time; others wait, and are told for whom."""
     path = make_folder(store_root) / LOCK
-    with explained("lock", path, "nothing was submitted"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        with explained("lock", path, "nothing was submitted"):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for another submission into this store{_by_whom(store_root)}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def waiting() -> None:
+        say(f"waiting for another submission into this store{_by_whom(store_root)}")
+
+    with only_one(path, "nothing was submitted", waiting):
         write_atomic(store_root / f"{LOCK}.holder", f'{{"user": "{me()}", "pid": {os.getpid()}}}\n')
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _by_whom(store_root: Path) -> str:

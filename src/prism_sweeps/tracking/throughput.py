@@ -6,10 +6,6 @@ it adds its row, and the kernel lets go of that when a process dies.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,14 +13,14 @@ from typing import Any
 from prism_sweeps.config.errors import ConfigError, StoreError
 from prism_sweeps.config.plain import from_plain, plain
 from prism_sweeps.planning.measured import Evaluated, Measured, Row, Settings
-from prism_sweeps.tracking.files import append_rows, explained, make_folder, read_rows
+from prism_sweeps.tracking.files import append_rows, make_folder, only_one, read_rows
 
 FILE, LOCK = "throughput.jsonl", "throughput.lock"
 
 
 def add(store_root: Path, row: Row) -> None:
     """Adds one row, whole, after those that others add at the same time. Raises StoreError."""
-    with _alone(store_root):
+    with only_one(make_folder(store_root) / LOCK, "no row was added"):
         append_rows(store_root / FILE, [plain(row)], durable=True)
 
 
@@ -61,16 +57,3 @@ def _measured(content: Any, where: str) -> Row:
 def _known(kind: type, content: Any) -> dict[str, Any]:
     entries = content if isinstance(content, dict) else {}
     return {each.name: entries[each.name] for each in fields(kind) if each.name in entries}
-
-
-@contextlib.contextmanager
-def _alone(store_root: Path) -> Iterator[None]:
-    path = make_folder(store_root) / LOCK
-    with explained("lock", path, "no row was added"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        with explained("lock", path, "no row was added"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
