@@ -25,6 +25,9 @@ from prism_sweeps.launching.slurm.script import ATTEMPTS, executor_for, paramete
 from prism_sweeps.tracking.records import Store
 
 RECORDED = Path(__file__).parent / "recorded"
+ASKED = r"-m prism_sweeps\.launching\.slurm\.after"
+SHELL = re.compile(rf"# The tasks are told.*?\(trap '' TERM; (.*?{ASKED}).*?\n\}}\n", re.DOTALL)
+"""The shell around the tasks, and who is asked after them."""
 SMALL = "suite=easy-vqa"
 TRAINING = lambda options: "afterok" not in str(options.get("dependency")) and options["job-name"] == "prism-study"  # noqa: E731
 SCRIPTS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, object]], bool]]] = {
@@ -64,14 +67,26 @@ def placed(text: str, store: Store) -> str:
     return re.sub(r"(slurm.after \$STORE) [0-9a-f]{12}", r"\1 $BATCH", text)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_as_recorded(name: str, sweep: Sweeps, planned: Planned) -> None:
-    text = placed(script(name, sweep, planned), sweep.store)
+def parted(text: str) -> tuple[str, str]:
+    """The script without the shell that all have alike, but for whom it asks; and that shell."""
+    found = SHELL.search(text)
+    assert found is not None
+    return text.replace(found[0], f"# attempts.sh, asking {found[1]}\n"), found[0].replace(found[1], "$ASKED")
+
+
+def compared(name: str, text: str) -> None:
     path = RECORDED / f"{name}.sh"
     if "PRISM_RECORD" in os.environ:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text(), f"see the top of {__file__}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_as_recorded(name: str, sweep: Sweeps, planned: Planned) -> None:
+    own, shell = parted(placed(script(name, sweep, planned), sweep.store))
+    compared(name, own)
+    compared("attempts", shell)
 
 
 @pytest.mark.parametrize("path", sorted(RECORDED.glob("*.sh")), ids=lambda path: path.name)
@@ -81,7 +96,7 @@ def test_bash_can_read_it(path: Path) -> None:
 
 
 def test_all_that_are_recorded_are_compared() -> None:
-    assert {path.stem for path in RECORDED.glob("*.sh")} == set(SCRIPTS)
+    assert {path.stem for path in RECORDED.glob("*.sh")} == {*SCRIPTS, "attempts"}
 
 
 @pytest.mark.parametrize(
