@@ -9,31 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from small_jobs import MODEL, STAGE
+
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.schema import (
-    Backbone,
     Benchmark,
     Engine,
-    LanguageModel,
-    Projector,
-    Resize,
-    Resolution,
     Source,
-    Stage,
 )
-from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.launching.run_job import check_parents, describe
 from prism_sweeps.tracking.records import Interrupted, Report, Store
 
-MODEL = ModelSpec(
-    Backbone("nano"), Resolution("64", 64), Resize("naive", "naive"), Projector("mlp", "mlp"),
-    LanguageModel("nano", "zoo:nano", "in-out", 64, 2, 4, 4, 128, 512, 128),
-)  # fmt: skip
-
 
 def train(name: str, *parents: str, title: str = "fine") -> Job:
-    stage = Stage(trains=["projector"], global_batch=8, learning_rate=1e-3, epochs=1.0)
-    spec = StageSpec(name, MODEL, stage, {"a": Source("made", "chat.json")}, seed=1, parent=next(iter(parents), None))
+    spec = StageSpec(name, MODEL, STAGE, {"a": Source("made", "chat.json")}, seed=1, parent=next(iter(parents), None))
     return Job(name, title, spec, list(parents))
 
 

@@ -8,32 +8,21 @@ from collections.abc import Mapping, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_jobs import MODEL, STAGE
 
 from prism_sweeps.config.schema import (
-    Backbone,
     Benchmark,
     Cluster,
-    LanguageModel,
-    Projector,
     Request,
-    Resize,
-    Resolution,
     Source,
-    Stage,
 )
-from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.allocations import Allocation, Batch, allocations_of, batches_of, lanes_of, shape
-
-MODEL = ModelSpec(
-    Backbone("nano"), Resolution("64", 64), Resize("naive", "naive"), Projector("mlp", "mlp"),
-    LanguageModel("nano", "zoo:nano", "in-out", 64, 2, 4, 4, 128, 512, 128),
-)  # fmt: skip
 
 
 def train(name: str, *parents: str, stage: str = "finetune") -> Job:
-    told = Stage(trains=["projector"], global_batch=8, learning_rate=1e-3, epochs=1.0)
     parent = next(iter(parents), None)
-    return Job(name, name, StageSpec(stage, MODEL, told, {"a": Source("x", "chat.json")}, 1, parent), list(parents))
+    return Job(name, name, StageSpec(stage, MODEL, STAGE, {"a": Source("x", "chat.json")}, 1, parent), list(parents))
 
 
 def score(name: str, parent: str, benchmark: str = "pope") -> Job:

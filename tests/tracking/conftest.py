@@ -4,9 +4,13 @@ Tests that ask for it belong to the xdist group `mlflow_server`, so that one pro
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow_server import Proxy, Server, postgres, programs, proxy
+from records_of import FINGERPRINT
+
+from prism_sweeps.tracking.records import JobRecord, Store
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +33,13 @@ def between(server: Server) -> Iterator[Proxy]:
     """A proxy before the server."""
     with proxy(server.port) as started:
         yield started
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def record(store: Store) -> JobRecord:
+    return store.job(FINGERPRINT)

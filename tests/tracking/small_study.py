@@ -14,30 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from small_jobs import MODEL, STAGE
+
 from prism_sweeps.config.schema import (
-    Backbone,
     Benchmark,
     Engine,
-    LanguageModel,
-    Projector,
-    Resize,
-    Resolution,
     Source,
-    Stage,
     Tracking,
 )
 from prism_sweeps.config.schema import Store as StorePlace
-from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking import live
 from prism_sweeps.tracking.mlflow_writing import KEY
 from prism_sweeps.tracking.records import JobRecord, Store
 
-MODEL = ModelSpec(
-    Backbone("nano"), Resolution("64", 64), Resize("naive", "naive"), Projector("mlp", "mlp"),
-    LanguageModel("nano", "zoo:nano", "in-out", 64, 2, 4, 4, 128, 512, 128),
-)  # fmt: skip
-STAGE = Stage(trains=["projector"], global_batch=8, learning_rate=1e-3, epochs=1.0)
 STEPS = 30
 ALIGN = "a" * 16
 DEADLINE = 400.0

@@ -15,7 +15,8 @@ from prism_sweeps.launching.standing import Known, alive
 from prism_sweeps.planning.plan import Plan
 from prism_sweeps.tracking import submissions
 from prism_sweeps.tracking.files import read_json, write_atomic
-from prism_sweeps.tracking.records import Store, StudyRecord
+from prism_sweeps.tracking.records import Store
+from prism_sweeps.tracking.studies import StudyRecord
 from prism_sweeps.tracking.submissions import Allotted
 
 FILE = "removed.json"

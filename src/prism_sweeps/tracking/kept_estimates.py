@@ -8,7 +8,7 @@ from typing import Any
 
 from prism_sweeps.planning.reality import to_keep
 from prism_sweeps.tracking.files import read_json, write_atomic
-from prism_sweeps.tracking.records import StudyRecord
+from prism_sweeps.tracking.studies import StudyRecord
 
 FILE = "estimates.json"
 

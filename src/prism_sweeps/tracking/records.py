@@ -35,7 +35,6 @@ from prism_sweeps.tracking.files import (
     append_rows,
     clock_of,
     explained,
-    in_lines,
     make_folder,
     read_json,
     read_rows,
@@ -44,6 +43,7 @@ from prism_sweeps.tracking.files import (
     write_atomic,
 )
 from prism_sweeps.tracking.provenance import config_text, source_commit
+from prism_sweeps.tracking.studies import StudyRecord
 
 STORE_VERSION = 1
 SILENT_SECONDS = 30.0
@@ -127,27 +127,6 @@ def check_version(stamp: Path) -> None:
             f"the store {stamp.parent} has version {version}, this prism-sweeps reads up to version {STORE_VERSION}; "
             "upgrade prism-sweeps, or use another store (--store FOLDER)"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyRecord:
-    """What was planned under one name."""
-
-    name: str
-    path: Path
-
-    def write_plan(self, plan: dict[str, Any]) -> None:
-        """Replaces the plan."""
-        write_atomic(self.path / "plan.json", in_lines(plan))
-
-    def plan(self) -> dict[str, Any]:
-        """The plan as written. Raises StoreError when there is none."""
-        path = self.path / "plan.json"
-        if not path.exists():
-            raise StoreError(
-                f"no study '{self.name}' in this store ({path} is missing); run it: prism sweep {self.name}"
-            )
-        return read_json(path, f"write it again: prism sweep {self.name}")
 
 
 @dataclasses.dataclass
