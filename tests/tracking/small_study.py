@@ -116,14 +116,15 @@ def train(root: str, study: str, fingerprint: str, steps: int, pause: float) -> 
 def start_training(store: Store, plan: Plan, fingerprint: str, steps: int = 400) -> subprocess.Popen[bytes]:
     """`train` in a process of its own."""
     command = [sys.executable, __file__, str(store.root), plan.study, fingerprint, str(steps), "0.001"]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    here = os.pathsep.join(sys.path)
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here})
 
 
-def wait_for(ready: Callable[[], bool], what: str) -> None:
-    """Raises TimeoutError on a machine where that will not come."""
+def wait_for(ready: Callable[[], bool], what: str, training: subprocess.Popen[bytes] | None = None) -> None:
+    """Raises TimeoutError on a machine where that will not come, and at once where the training has failed."""
     end = time.monotonic() + DEADLINE
     while not ready():
-        if time.monotonic() > end:
+        if time.monotonic() > end or (training is not None and training.poll()):
             raise TimeoutError(what)
         time.sleep(0.1)
 

@@ -182,9 +182,9 @@ class TestWithServer:
         beside = planned(store, a_plan("many/beside", "bc", server.uri))
         run(store, plan.jobs[ALIGN], {"loss": 0.5})
         trainings = [start_training(store, plan, tune(letter)) for letter in letters]
-        for letter in letters:
+        for letter, training in zip(letters, trainings, strict=True):
             name = tune(letter)
-            wait_for(lambda name=name: is_live(store, plan, name, server.uri), f"{name} is not live")
+            wait_for(lambda name=name: is_live(store, plan, name, server.uri), f"{name} is not live", training)
         for letter in "bc":
             name = tune(letter)
             wait_for(lambda name=name: is_live(store, beside, name, server.uri), f"{name} is not live beside")
@@ -217,7 +217,7 @@ class TestWithServer:
         plan = one_cell(store, f"failing/{mode}", between.uri)
         between.mode = mode
         training = start_training(store, plan, name)
-        wait_for(lambda: between.refused > 0, "the server was not asked")
+        wait_for(lambda: between.refused > 0, "the server was not asked", training)
         finish(store, training, name)
         between.mode = "pass"
         wait_for(lambda: not followers(store), "followers do not end")
@@ -229,11 +229,11 @@ class TestWithServer:
         name = tune("b")
         plan = one_cell(store, f"middle/{mode}", between.uri)
         training = start_training(store, plan, name)
-        wait_for(lambda: is_live(store, plan, name, server.uri), "not live")
+        wait_for(lambda: is_live(store, plan, name, server.uri), "not live", training)
         before = between.refused
         between.mode = mode
         finish(store, training, name)
-        wait_for(lambda: between.refused > before, "the server was not asked")
+        wait_for(lambda: between.refused > before, "the server was not asked", training)
         assert_once(store, plan, server.uri, whole=False, fingerprints=[name])
         between.mode = "pass"
         wait_for(lambda: not followers(store), "followers do not end")
@@ -245,7 +245,7 @@ class TestWithServer:
         name = tune("b")
         plan = one_cell(store, "killed/follower", server.uri)
         training = start_training(store, plan, name)
-        wait_for(lambda: is_live(store, plan, name, server.uri), "not live")
+        wait_for(lambda: is_live(store, plan, name, server.uri), "not live", training)
         (follower,) = followers(store)
         os.kill(follower, signal.SIGKILL)
         finish(store, training, name)
@@ -256,7 +256,7 @@ class TestWithServer:
         name = tune("b")
         plan = one_cell(store, "killed/job", server.uri)
         training = start_training(store, plan, name)
-        wait_for(lambda: is_live(store, plan, name, server.uri), "not live")
+        wait_for(lambda: is_live(store, plan, name, server.uri), "not live", training)
         training.kill()
         training.wait()
         wait_for(lambda: not followers(store), "followers do not end")
@@ -328,7 +328,7 @@ class TestServersThatStop:
         name = tune("b")
         plan = one_cell(store, "stopped/still", server.uri)
         training = start_training(store, plan, name)
-        wait_for(lambda: is_live(store, plan, name, server.uri), "not live")
+        wait_for(lambda: is_live(store, plan, name, server.uri), "not live", training)
         server.signal(signal.SIGSTOP)
         try:
             finish(store, training, name)
@@ -342,7 +342,7 @@ class TestServersThatStop:
         name = tune("b")
         plan = one_cell(store, "stopped/killed", server.uri)
         training = start_training(store, plan, name)
-        wait_for(lambda: is_live(store, plan, name, server.uri), "not live")
+        wait_for(lambda: is_live(store, plan, name, server.uri), "not live", training)
         server.stop()
         finish(store, training, name)
         server.start()
