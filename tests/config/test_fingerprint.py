@@ -15,7 +15,6 @@ from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.fingerprint import fingerprint
 from prism_sweeps.config.schema import (
     Backbone,
-    Benchmark,
     Cell,
     LanguageModel,
     Projector,
@@ -26,6 +25,7 @@ from prism_sweeps.config.schema import (
     Tower,
 )
 from prism_sweeps.config.specs import EvaluationSpec, ModelSpec, StageSpec
+from prism_sweeps.config.suite import Benchmark
 
 
 def tower(**changed: Any) -> Tower:

@@ -10,8 +10,9 @@ from prism_sweeps.config import schema
 from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.plain import from_plain, plain, spec_from_plain
-from prism_sweeps.config.schema import Benchmark, Cell, Source, Stage, Tower
+from prism_sweeps.config.schema import Cell, Source, Stage, Tower
 from prism_sweeps.config.specs import EvaluationSpec, StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.jobs import jobs_of
 
 KINDS = [Benchmark, Source, Stage]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from prism_sweeps.config.errors import DataError
-from prism_sweeps.config.schema import Benchmark
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.data.conversations import read_conversations
 from prism_sweeps.data.nano_world import prompts
 from prism_sweeps.data.nano_world.benchmarks import BENCHMARKS

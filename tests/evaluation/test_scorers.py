@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from prism_sweeps.config.errors import ConfigError, DataError
-from prism_sweeps.config.schema import Benchmark
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.benchmarks import Example
 from prism_sweeps.evaluation.contractions import CONTRACTIONS
 from prism_sweeps.evaluation.results import clustered_error, result_of

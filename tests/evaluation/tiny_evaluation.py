@@ -8,17 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from prism_sweeps.config.schema import (
-    Backbone,
-    Benchmark,
-    Engine,
-    LanguageModel,
-    Projector,
-    Resize,
-    Resolution,
-    Tower,
-)
+from prism_sweeps.config.schema import Backbone, Engine, LanguageModel, Projector, Resize, Resolution, Tower
 from prism_sweeps.config.specs import EvaluationSpec, ModelSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.runner import evaluate
 from prism_sweeps.models.trained import save_trained
 from prism_sweeps.models.vlm import VLM, build_vlm

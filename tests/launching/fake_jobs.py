@@ -12,12 +12,9 @@ from typing import Any
 from small_jobs import MODEL, STAGE
 
 from prism_sweeps.config.errors import DataError
-from prism_sweeps.config.schema import (
-    Benchmark,
-    Engine,
-    Source,
-)
+from prism_sweeps.config.schema import Engine, Source
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.launching.run_job import check_parents, describe
 from prism_sweeps.tracking.records import Interrupted, Report, Store
 

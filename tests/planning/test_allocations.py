@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_jobs import MODEL, STAGE
 
-from prism_sweeps.config.schema import (
-    Benchmark,
-    Cluster,
-    Request,
-    Source,
-)
+from prism_sweeps.config.schema import Cluster, Request, Source
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.allocations import Allocation, Batch, allocations_of, batches_of, lanes_of, shape
 
 

@@ -1,8 +1,9 @@
 import pytest
 
 from prism_sweeps.config.compose import compose_cell
-from prism_sweeps.config.schema import Benchmark, Cell, Source
+from prism_sweeps.config.schema import Cell, Source
 from prism_sweeps.config.specs import StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.cost import JobCost, job_cost, model_parameters
 from prism_sweeps.planning.datasets import benchmark_examples, known_examples, text_tokens
 from prism_sweeps.planning.jobs import jobs_of

@@ -13,7 +13,6 @@ import pytest
 
 from prism_sweeps.config.schema import (
     Backbone,
-    Benchmark,
     Engine,
     LanguageModel,
     Projector,
@@ -25,6 +24,7 @@ from prism_sweeps.config.schema import (
 )
 from prism_sweeps.config.schema import Store as StoreConfig
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking.records import Store
 

@@ -16,14 +16,10 @@ from typing import Any
 
 from small_jobs import MODEL, STAGE
 
-from prism_sweeps.config.schema import (
-    Benchmark,
-    Engine,
-    Source,
-    Tracking,
-)
+from prism_sweeps.config.schema import Engine, Source, Tracking
 from prism_sweeps.config.schema import Store as StorePlace
 from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking import live
 from prism_sweeps.tracking.mlflow_writing import KEY

@@ -7,14 +7,22 @@ from math import inf, isfinite
 from pathlib import Path
 from string import Formatter
 
-from prism_sweeps.config import schema
+from prism_sweeps.config import schema, suite
 from prism_sweeps.config.cluster import check_cluster
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import ConfigError, nearest
-from prism_sweeps.config.schema import Backbone, Benchmark, Cell, DataMix, Engine, LanguageModel, Stage, Tower
+from prism_sweeps.config.schema import Backbone, Cell, DataMix, Engine, LanguageModel, Stage, Tower
 from prism_sweeps.config.shapes import KNOWN, linear_layers, projector_widths
+from prism_sweeps.config.suite import Benchmark
 
 PLACEHOLDERS = ("question", "options", "context")
+BENCHMARK_CHOICES = {
+    "answer": suite.ANSWERS,
+    "likelihood": suite.LIKELIHOODS,
+    "sampling": suite.SAMPLINGS,
+    "box_frame": suite.BOX_FRAMES,
+    "box_units": suite.BOX_UNITS,
+}
 
 Choices = Mapping[str, str]
 
@@ -303,19 +311,20 @@ def _check_mix(mix: DataMix, where: str) -> None:
 def _check_suite(cell: Cell, choices: Choices) -> None:
     where = f"suite={choices['suite']}"
     for condition in cell.suite.conditions:
-        _one_of(condition, schema.CONDITIONS, f"{where}: a condition")
+        _one_of(condition, suite.CONDITIONS, f"{where}: a condition")
     _positive(cell.suite.examples, f"{where}: examples")
     for benchmark in cell.suite.benchmarks.values():
         _check_benchmark(benchmark, f"{where}: benchmark '{benchmark.name}'")
 
 
 def _check_benchmark(benchmark: Benchmark, where: str) -> None:
-    _one_of(benchmark.answer, schema.ANSWERS, f"{where}: answer")
     if benchmark.answer == "choice" and not benchmark.choices:
         raise ConfigError(f"{where} answers by choice, but has no choices; list them under `choices`")
     for _, name, _, _ in Formatter().parse(benchmark.prompt):
         if name is not None:
             _one_of(name, PLACEHOLDERS, f"{where}: a placeholder of its prompt")
+    for key, allowed in BENCHMARK_CHOICES.items():
+        _one_of(getattr(benchmark, key), allowed, f"{where}: {key}")
     _positive(benchmark.max_new_tokens, f"{where}: max_new_tokens")
     _positive(benchmark.examples, f"{where}: examples")
     if not 0 < benchmark.iou_threshold <= 1:

@@ -12,6 +12,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from prism_sweeps.config.fields import LOCAL, ORDERED, WEIGHTS, local
+from prism_sweeps.config.suite import Suite
+
 AXES = ("backbone", "resolution", "resize", "projector", "llm", "stages", "tuning", "data_mix", "schedule")
 """The design axes: one config group each."""
 GROUPS = (*AXES, "suite", "engine", "cluster", "tracking", "store")
@@ -24,8 +27,6 @@ MODULES = ("vision", "projector", "llm")
 PROMPTS = ("in-out", "vicuna", "llama2-chat", "llama2-chat-typo", "mistral-instruct", "phi", "chat-template")
 TOKENISATIONS = ("whole", "per-turn")
 TUNING = ("full", "lora")
-ANSWERS = ("generate", "choice", "letter", "box")
-CONDITIONS = ("real", "blank", "shuffled")
 TOWER_SOURCES = ("timm", "open_clip")
 TOWER_KINDS = ("vit", "conv")
 PRECISIONS = ("fp32", "bf16", "bf16-true")
@@ -38,22 +39,6 @@ CLUSTERS = ("local", "slurm")
 ATTENTIONS = ("auto", "by-document", "flex", "varlen", "flash")
 HALVES = ("align", "instruct")
 """The halves of a data mix."""
-
-
-LOCAL = {"changes_result": False}
-"""Metadata of a field that cannot change a result."""
-
-
-def local(default: Any = MISSING) -> Any:
-    """A field that cannot change a result."""
-    return field(default=default, metadata=LOCAL)
-
-
-ORDERED = {"ordered": True}
-"""Metadata of a dict whose order is part of its meaning."""
-
-WEIGHTS = {"weights": True}
-"""Metadata of a field that says where weights are: what they hold counts, not only where."""
 
 
 @dataclass
@@ -248,34 +233,6 @@ class DataMix:
     name: str = local()
     align: dict[str, Source] = field(default_factory=dict)
     instruct: dict[str, Source] = field(default_factory=dict)
-
-
-@dataclass
-class Benchmark:
-    name: str = MISSING
-    index: str = MISSING
-    """Folder with index.jsonl under the data root."""
-    version: str = "1"
-    prompt: str = MISSING
-    """Template over {question}, {options}, {context}."""
-    answer: str = MISSING
-    """How an answer is obtained: generate | choice | letter | box."""
-    choices: list[str] = field(default_factory=list)
-    max_new_tokens: int = 16
-    scorer: str = MISSING
-    iou_threshold: float = 0.5
-    examples: int | None = None
-    """Only the first so many of the index; null is all."""
-
-
-@dataclass
-class Suite:
-    name: str = local()
-    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
-    conditions: list[str] = field(default_factory=lambda: ["real"])
-    """What the model is shown: its image (real), a grey one (blank), another example's (shuffled)."""
-    examples: int | None = None
-    """Overrides `examples` of every benchmark when set."""
 
 
 @dataclass

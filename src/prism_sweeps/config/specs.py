@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from prism_sweeps.config.schema import (
-    Backbone,
-    Benchmark,
-    LanguageModel,
-    Projector,
-    Resize,
-    Resolution,
-    Source,
-    Stage,
-    Tuning,
-)
+from prism_sweeps.config.schema import Backbone, LanguageModel, Projector, Resize, Resolution, Source, Stage, Tuning
+from prism_sweeps.config.suite import Benchmark
 
 
 @dataclass
@@ -57,6 +48,22 @@ class EvaluationSpec:
     parent: str
     precision: str = "fp32"
     kind: str = "evaluate"
+    scorer_version: int = 1
+
+
+@dataclass
+class BaselineSpec:
+    """The same of a finished model that somebody else has made."""
+
+    model: str
+    """`hf:NAME_OR_FOLDER`, or `vllm:` the same."""
+    content: str
+    """Which files these are: a hash of a folder's, or the hub's commit."""
+    benchmark: Benchmark
+    condition: str
+    precision: str = "fp32"
+    kind: str = "evaluate"
+    scorer_version: int = 1
 
 
 @dataclass

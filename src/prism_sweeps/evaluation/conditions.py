@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
-from prism_sweeps.config.schema import CONDITIONS
+from prism_sweeps.config.suite import CONDITIONS
 from prism_sweeps.evaluation.benchmarks import Example
 
 SEED = 21

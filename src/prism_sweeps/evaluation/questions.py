@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
-from prism_sweeps.config.schema import ANSWERS, Benchmark
+from prism_sweeps.config.suite import ANSWERS, Benchmark
 from prism_sweeps.evaluation.benchmarks import LETTERS, Example, lettered, render_prompt
 from prism_sweeps.evaluation.scorers import Gold, gold_of
 from prism_sweeps.models.prompts import PromptFormat

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from prism_sweeps.config.errors import DataError
-from prism_sweeps.config.schema import Benchmark, Engine
+from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import EvaluationSpec
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.data.prepare import ensure_dataset
 from prism_sweeps.evaluation.answers import choose, generate
 from prism_sweeps.evaluation.benchmarks import read_index

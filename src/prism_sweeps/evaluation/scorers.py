@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
-from prism_sweeps.config.schema import Benchmark
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.benchmarks import LETTERS, Example
 from prism_sweeps.evaluation.boxes import overlap, parse_box
 from prism_sweeps.evaluation.text_normalisation import (

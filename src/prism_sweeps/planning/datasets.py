@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from prism_sweeps.config.schema import Benchmark, Source
+from prism_sweeps.config.schema import Source
+from prism_sweeps.config.suite import Benchmark
 
 NANO_WORLD = re.compile(r"nano-world-(\d+)")
 NANO_BENCHMARKS = re.compile(r"nano-benchmarks(?:-(\d+))?")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from prism_sweeps.config.fingerprint import Known, fingerprint
-from prism_sweeps.config.schema import MODULES, Benchmark, Cell, DataMix, Stage, Suite, Tuning
+from prism_sweeps.config.schema import MODULES, Cell, DataMix, Stage, Tuning
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.suite import Benchmark, Suite
 
 
 @dataclass

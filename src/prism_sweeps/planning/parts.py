@@ -8,8 +8,8 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from prism_sweeps.config.plain import from_plain, spec_from_plain
-from prism_sweeps.config.schema import Benchmark
 from prism_sweeps.config.specs import Job, ModelSpec
+from prism_sweeps.config.suite import Benchmark
 
 SHARED: dict[str, type] = {"model": ModelSpec, "benchmark": Benchmark}
 """Fields of specs that many jobs have in common."""
