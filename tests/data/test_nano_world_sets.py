@@ -123,7 +123,7 @@ def test_the_scorer_accepts_the_truth_and_prompts_render(benchmarks: Path, name:
     for example in examples:
         gold = gold_of(example, benchmark)
         right = Counter(example.answers).most_common(1)[0][0]
-        assert scorer(benchmark.scorer).score(right, gold, benchmark) >= 0.9
+        assert scorer(benchmark.scorer).score({"answer": right, "gold": gold}, benchmark) >= 0.9
         assert "{" not in render_prompt(benchmark.prompt, example)
         assert example.image.is_file()
     assert benchmark.name == name

@@ -7,22 +7,24 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from prism_sweeps.evaluation.scorers import Row, Scorer, accuracy, by_tag, percent
+from prism_sweeps.config.suite import Benchmark
+from prism_sweeps.evaluation.scorers import Row, accuracy, by_tag, percent, scorer
 
 
-def result_of(rows: Sequence[Row], scorer: Scorer) -> dict[str, Any]:
+def result_of(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, Any]:
     """Score, standard error, n, further metrics, and the score for each value of each tag.
 
     The standard error is null when fewer than two images were asked about. It does not depend on the order of `rows`.
     """
-    strata = [str(row["tags"].get("split", "")) for row in rows] if scorer.equal_splits else [""] * len(rows)
+    kind = scorer(benchmark.scorer)
+    strata = [str(row["tags"].get("split", "")) for row in rows] if kind.equal_splits else [""] * len(rows)
     score, error = score_and_error(rows, strata)
     empty = sum(not row["answer"].strip() for row in rows)
     return {
         "score": score,
         "standard_error": error,
         "n": len(rows),
-        "metrics": {**scorer.metrics(rows), "empty_answers": percent(empty, len(rows))},
+        "metrics": {**kind.metrics(rows, benchmark), "empty_answers": percent(empty, len(rows))},
         "groups": {tag: groups_of(rows, tag) for tag in sorted({tag for row in rows for tag in row["tags"]})},
     }
 

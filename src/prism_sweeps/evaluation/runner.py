@@ -59,7 +59,7 @@ def evaluate(
         report(len(done), len(questions), f"score {accuracy(list(done.values())):.1f}")
         if len(done) < len(questions) and stop():
             raise Interrupted(f"stopped after {len(done)} of {len(questions)} questions")
-    return result_of(list(done.values()), scorer(spec.benchmark.scorer))
+    return result_of(list(done.values()), spec.benchmark)
 
 
 def benchmark_folder(benchmark: Benchmark, store: Store, engine: Engine, report: Report) -> Path:
@@ -107,7 +107,7 @@ def answer_batch(model: LoadedModel, batch: Sequence[Question], images: Images, 
             "id": question.example.id,
             "image": question.example.key,
             "answer": answer,
-            "score": score(answer, question.gold, benchmark),
+            "score": score({"answer": answer, "gold": question.gold}, benchmark),
             "gold": question.gold,
             "tags": question.example.tags,
         }

@@ -30,7 +30,12 @@ from prism_sweeps.evaluation.text_normalisation import (
 )
 
 Row = dict[str, Any]
-"""A scored prediction: id, image (what questions cluster by), answer, score 0..1, gold, tags."""
+"""One answer: id, image (what questions cluster by), answer, gold, tags and, once it is scored, score (0..1).
+
+Where there are options it may have `log_likelihoods` ({option: nats}). Where the answer is a box it has `size` ([width,
+height] of the image in pixels) and `seen` ([x1, y1, x2, y2]: where the square that the model was shown lies, relative
+to the image and normalised by its size; null where that is not known).
+"""
 Gold = Any
 """What the row keeps of the truth: a list of strings (vqav2, vizwiz, textvqa, exact), a box (iou), else a string."""
 
@@ -40,14 +45,14 @@ LETTER = re.compile(r"\s*\(?([A-Z])(?![A-Za-z0-9])")
 
 @dataclass(frozen=True)
 class Scorer:
-    """`score(answer, gold, benchmark)` is one answer's worth, 0..1; `metrics(rows)` further numbers, in percent.
+    """`score(row, benchmark)` is one answer's worth, 0..1; `metrics(rows, benchmark)` further numbers, in percent.
 
     `gold` takes the truth out of an example and raises ValueError, with the reason, when it is not there.
     """
 
-    score: Callable[[str, Gold, Benchmark], float]
+    score: Callable[[Row, Benchmark], float]
     gold: Callable[[Example], Gold]
-    metrics: Callable[[Sequence[Row]], dict[str, float]] = lambda rows: {}
+    metrics: Callable[[Sequence[Row], Benchmark], dict[str, float]] = lambda rows, benchmark: {}
     equal_splits: bool = False
     """The score is the unweighted mean over the values of the tag `split`, not over examples."""
 
@@ -115,45 +120,45 @@ def soft_accuracy(answer: str, human: Sequence[str]) -> float:
     return sum(earned) / len(human)
 
 
-def score_vqav2(answer: str, gold: Gold, benchmark: Benchmark) -> float:
+def score_vqav2(row: Row, benchmark: Benchmark) -> float:
     """Human answers are stripped of punctuation only, and always (vlm-evaluation).
 
     The official scorer leaves them as they are when all ten agree, so that "t-shirt" given by ten people cannot match.
     """
-    return soft_accuracy(vqa_answer(answer), [vqa_punctuation(human) for human in gold])
+    return soft_accuracy(vqa_answer(row["answer"]), [vqa_punctuation(human) for human in row["gold"]])
 
 
-def score_vizwiz(answer: str, gold: Gold, benchmark: Benchmark) -> float:
+def score_vizwiz(row: Row, benchmark: Benchmark) -> float:
     """Human answers are compared as they are (VizWiz API)."""
-    return soft_accuracy(vqa_answer(answer), gold)
+    return soft_accuracy(vqa_answer(row["answer"]), row["gold"])
 
 
-def score_textvqa(answer: str, gold: Gold, benchmark: Benchmark) -> float:
+def score_textvqa(row: Row, benchmark: Benchmark) -> float:
     """Both sides are normalised (EvalAI)."""
-    return soft_accuracy(textvqa_answer(answer), [textvqa_answer(human) for human in gold])
+    return soft_accuracy(textvqa_answer(row["answer"]), [textvqa_answer(human) for human in row["gold"]])
 
 
-def score_gqa(answer: str, gold: Gold, benchmark: Benchmark) -> float:
-    return float(without_punctuation(answer) == gold)
+def score_gqa(row: Row, benchmark: Benchmark) -> float:
+    return float(without_punctuation(row["answer"]) == row["gold"])
 
 
-def score_exact(answer: str, gold: Gold, benchmark: Benchmark) -> float:
-    return float(without_punctuation(answer) in {without_punctuation(right) for right in gold})
+def score_exact(row: Row, benchmark: Benchmark) -> float:
+    return float(without_punctuation(row["answer"]) in {without_punctuation(right) for right in row["gold"]})
 
 
-def score_choice(answer: str, gold: Gold, benchmark: Benchmark) -> float:
-    return float(without_punctuation(answer) == without_punctuation(gold))
+def score_choice(row: Row, benchmark: Benchmark) -> float:
+    return float(without_punctuation(row["answer"]) == without_punctuation(row["gold"]))
 
 
-def score_letter(answer: str, gold: Gold, benchmark: Benchmark) -> float:
+def score_letter(row: Row, benchmark: Benchmark) -> float:
     """The letter an answer starts with counts: "B", "B. 1", "(B)"."""
-    found = LETTER.match(answer)
-    return float(found is not None and found[1] == gold)
+    found = LETTER.match(row["answer"])
+    return float(found is not None and found[1] == row["gold"])
 
 
-def score_iou(answer: str, gold: Gold, benchmark: Benchmark) -> float:
-    box = parse_box(answer)
-    return float(box is not None and overlap(box, tuple(gold)) >= benchmark.iou_threshold)
+def score_iou(row: Row, benchmark: Benchmark) -> float:
+    box = parse_box(row["answer"])
+    return float(box is not None and overlap(box, tuple(row["gold"])) >= benchmark.iou_threshold)
 
 
 # ---- what is reported besides
@@ -184,7 +189,7 @@ def detection(found: Sequence[bool], true: Sequence[bool]) -> dict[str, float]:
     }
 
 
-def pope_metrics(rows: Sequence[Row]) -> dict[str, float]:
+def pope_metrics(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, float]:
     """Accuracy, precision, recall, F1 and ratio of "yes", over all and per split (Li et al. 2023, positive = yes)."""
     metrics = pope_split(rows)
     for split, members in by_tag(rows, "split").items():
@@ -198,7 +203,7 @@ def pope_split(rows: Sequence[Row]) -> dict[str, float]:
     return {"accuracy": accuracy(rows), **detection(said_yes, is_yes), "yes_ratio": percent(sum(said_yes), len(rows))}
 
 
-def vizwiz_metrics(rows: Sequence[Row]) -> dict[str, float]:
+def vizwiz_metrics(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, float]:
     """Accuracy on answerable and unanswerable questions, and detection of the latter.
 
     An example is unanswerable by its tag `answerable`, or else when most people said so. The average precision is that
@@ -226,24 +231,26 @@ def is_answerable(row: Row) -> bool:
     return str(tag).lower() in ("1", "true", "yes", "answerable")
 
 
-def choice_metrics(rows: Sequence[Row]) -> dict[str, float]:
+def choice_metrics(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, float]:
     """How often each option was chosen: a model that always says the same shows here."""
     answers = [row["answer"] for row in rows]
     return {f"chose_{answer}": percent(answers.count(answer), len(rows)) for answer in sorted(set(answers))}
 
 
-def gqa_metrics(rows: Sequence[Row]) -> dict[str, float]:
+def gqa_metrics(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, float]:
     """The same with punctuation stripped from both sides: the official comparison never grants "t-shirt"."""
     right = [without_punctuation(row["answer"]) == without_punctuation(row["gold"]) for row in rows]
     return {"accuracy_both_stripped": percent(sum(right), len(rows))}
 
 
-def tag_accuracy(tag: str) -> Callable[[Sequence[Row]], dict[str, float]]:
+def tag_accuracy(tag: str) -> Callable[[Sequence[Row], Benchmark], dict[str, float]]:
     """Accuracy for each value of a tag."""
-    return lambda rows: {f"{value}_accuracy": accuracy(members) for value, members in by_tag(rows, tag).items()}
+    return lambda rows, benchmark: {
+        f"{value}_accuracy": accuracy(members) for value, members in by_tag(rows, tag).items()
+    }
 
 
-def iou_metrics(rows: Sequence[Row]) -> dict[str, float]:
+def iou_metrics(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, float]:
     """Mean IoU (an invalid box counts 0) and the share of answers that are no valid box."""
     boxes = [parse_box(row["answer"]) for row in rows]
     overlaps = [overlap(box, tuple(row["gold"])) for box, row in zip(boxes, rows, strict=True) if box is not None]
