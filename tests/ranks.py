@@ -17,7 +17,9 @@ import torch.distributed as dist
 # Forked from a process of its own: one that has trained and compiled has threads, whose locks a fork would inherit.
 CONTEXT = multiprocessing.get_context("forkserver")
 # A device mesh wants dynamo, and takes two seconds to import it in every process.
-CONTEXT.set_forkserver_preload(["torch._dynamo", "pytest", "prism_sweeps.training.stage"])
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "pytest", "prism_sweeps.training.stage", "prism_sweeps.evaluation.runner"]
+)
 
 
 def run_ranks(

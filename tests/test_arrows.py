@@ -8,7 +8,7 @@ import pytest
 import prism_sweeps
 
 SOURCE = Path(prism_sweeps.__file__).parent
-RECORDS = {"tracking.records", "tracking.files"}
+RECORDS = {"tracking.records", "tracking.files", "tracking.answers"}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "planning": {"config"},

@@ -8,6 +8,7 @@ from tiny_evaluation import PARENT, model_spec, open_store, run
 
 from prism_sweeps.config.errors import ConfigError, DataError, StoreError
 from prism_sweeps.config.schema import Engine
+from prism_sweeps.evaluation import runner
 from prism_sweeps.evaluation.benchmarks import read_index
 from prism_sweeps.evaluation.conditions import shown_images
 from prism_sweeps.evaluation.loading import load_model
@@ -29,15 +30,25 @@ def store(tmp_path_factory):
     return open_store(tmp_path_factory.mktemp("store"))
 
 
+@pytest.fixture
+def small(tmp_path):
+    return open_store(tmp_path / "small")
+
+
+@pytest.fixture
+def other(tmp_path):
+    return open_store(tmp_path / "other")
+
+
 def answers(rows):
     return {name: row["answer"] for name, row in rows.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_result_and_answers_do_not_depend_on_the_batch_size(store, kind):
-    result, rows = run(store, f"{kind}-7", batch=7, **KINDS[kind])
-    other, others = run(store, f"{kind}-1", batch=1, **KINDS[kind])
-    assert (result, answers(rows)) == (other, answers(others))
+def test_result_and_answers_do_not_depend_on_the_batch_size(small, other, kind):
+    result, rows = run(small, kind, batch=7, **KINDS[kind])
+    others, other_rows = run(other, kind, batch=1, **KINDS[kind])
+    assert (result, rows) == (others, other_rows)
     assert len(rows) == result["n"] == 21
     assert all(0.0 <= row["score"] <= 1.0 for row in rows.values())
     if kind != "long-choice":
@@ -52,30 +63,61 @@ def test_first_examples_only(store):
     assert sorted(rows) == ["0-0", "0-1", "0-2", "1-0", "1-1"]
 
 
+def lines_of(record):
+    return [line for file in sorted(record.answers.glob("*.jsonl")) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """How often a model was asked for."""
+    counted = []
+    real = runner.answerer
+    monkeypatch.setattr(runner, "answerer", lambda *given: counted.append(given) or real(*given))
+    return counted
+
+
 @pytest.mark.parametrize("kind", ["generate", "choice"])
-def test_resumed_evaluation_ends_like_an_uninterrupted_one(store, kind):
-    whole, all_rows = run(store, f"{kind}-whole", **KINDS[kind])
+def test_resumed_evaluation_ends_like_an_uninterrupted_one(small, other, kind):
+    whole, _ = run(other, "whole", **KINDS[kind])
     calls = iter([False, True])
-    with pytest.raises(Interrupted, match="stopped after 8 of 21"):
-        run(store, f"{kind}-broken", stop=lambda: next(calls), **KINDS[kind])
-    file = store.job(f"{kind}-broken").predictions
+    with pytest.raises(Interrupted, match=r"stopped after \d+ of 21"):
+        run(small, "broken", stop=lambda: next(calls), **KINDS[kind])
+    record = small.job("broken")
+    file = next(record.answers.glob("*.jsonl"))
     lines = file.read_text().splitlines(keepends=True)
-    assert len(lines) == 8
-    file.write_text("".join(lines[:6]) + lines[6][:20])  # a batch done in part and a row cut off, as by a full disk
-    resumed, rows = run(store, f"{kind}-broken", **KINDS[kind])
-    assert (resumed, rows) == (whole, all_rows)
-    assert len(file.read_text().splitlines()) == 21
-    again, _ = run(store, f"{kind}-broken", **KINDS[kind])
-    assert again == whole
-    assert len(file.read_text().splitlines()) == 21
+    assert 1 < len(lines) < 21
+    file.write_text("".join(lines[:-1]) + lines[-1][:20])  # a row cut off, as by a machine that dies
+    resumed, _ = run(small, "broken", batch=3, **KINDS[kind])
+    assert resumed == whole
+    assert record.predictions.read_bytes() == other.job("whole").predictions.read_bytes()
+    assert len({json.loads(line)["request"] for line in lines_of(record) if line.endswith("}")}) == 21
 
 
-def test_predictions_of_another_index_are_refused(store):
-    run(store, "stale", **KINDS["choice"])
-    file = store.job("stale").predictions
-    file.write_text(file.read_text().replace('"gold": "A"', '"gold": "B"', 1))
-    with pytest.raises(DataError, match="another `version`"):
-        run(store, "stale", **KINDS["choice"])
+def test_another_scorer_or_another_truth_asks_nothing(small, loads):
+    _, before = run(small, "before", **KINDS["letter"])
+    index = small.data / "colours/index.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    told = {row["id"]: before[row["id"]]["answer"] for row in rows}
+    index.write_text("".join(json.dumps(row | {"answers": [told[row["id"]]]}) + "\n" for row in rows))
+    result, _ = run(small, "after", **KINDS["letter"] | {"scorer": "exact"}, examples=20)
+    assert (result["score"], result["n"]) == (100.0, 20)
+    assert len(loads) == 1
+
+
+def test_what_is_asked_otherwise_is_asked_again_and_nothing_else(small, loads):
+    run(small, "before", **KINDS["generate"])
+    index = small.data / "colours/index.jsonl"
+    index.write_text(index.read_text().replace('"question": "colour', '"question": "Colour', 2))
+    result, _ = run(small, "after", **KINDS["generate"])
+    assert result["n"] == 21
+    assert len(loads) == 2
+    assert len(lines_of(small.job("after"))) == 23
+
+
+def test_more_examples_of_the_same_benchmark_ask_only_the_rest(small):
+    run(small, "few", **KINDS["generate"], examples=5)
+    run(small, "all", **KINDS["generate"])
+    assert len(lines_of(small.job("all"))) == 21
 
 
 def test_blank_images_leave_only_the_question(store):
@@ -92,8 +134,8 @@ def test_blank_images_leave_only_the_question(store):
 def test_no_example_keeps_its_image_when_shuffled(store):
     examples = read_index(store.data / "colours")
     shown = shown_images(examples, "shuffled")
-    assert all(shown[example.key] != example.image for example in examples)
-    assert sorted(shown.values()) == sorted({example.image for example in examples})
+    assert all(shown[example.key] != (example.key, example.image) for example in examples)
+    assert sorted(shown.values()) == sorted({(example.key, example.image) for example in examples})
     assert shown_images(list(reversed(examples)), "shuffled") == shown
     with pytest.raises(DataError, match="two images"):
         shown_images(examples[:3], "shuffled")
@@ -129,28 +171,36 @@ def test_ask(store):
 # ---- bad data
 
 
-@pytest.fixture
-def small(tmp_path):
-    return open_store(tmp_path)
+def test_an_unreadable_image_costs_its_own_questions_alone(small, loads):
+    image = small.data / "colours/images/4.png"
+    whole = image.read_bytes()
+    for broken in (lambda: image.write_bytes(b"not an image"), image.unlink):
+        broken()
+        with pytest.raises(
+            DataError, match=r"3 of 21 questions cannot be .*: example '4-0'.*images/4\.png.*kept"
+        ):
+            run(small, "bad", **KINDS["generate"])
+        assert len(lines_of(small.job("bad"))) == 18
+        assert not small.job("bad").predictions.exists()
+    image.write_bytes(whole)
+    result, _ = run(small, "bad", **KINDS["generate"])
+    assert (result["n"], len(lines_of(small.job("bad"))), len(loads)) == (21, 21, 3)
 
 
-def test_unreadable_image_names_file_and_example(small):
-    (small.data / "colours/images/4.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"example '4-\d'.*images/4\.png"):
-        run(small, "bad", **KINDS["generate"])
-    (small.data / "colours/images/4.png").unlink()
-    with pytest.raises(DataError, match=r"images/4\.png"):
-        run(small, "bad", **KINDS["generate"])
-
-
-def test_question_too_long_for_the_language_model(small):
+def test_a_question_too_long_for_the_language_model_costs_no_other(small):
     index = small.data / "colours/index.jsonl"
     lines = index.read_text().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | {"question": "why? " * 100})
     index.write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"example '0-2': .*positions"):
+    with pytest.raises(DataError, match=r"1 of 21 questions.*example '0-2': .*positions"):
         run(small, "long", **KINDS["generate"])
-    assert not small.job("long").predictions.exists()
+    assert len(lines_of(small.job("long"))) == 20
+
+
+def test_an_answer_has_no_more_tokens_than_there_is_room_for(small):
+    result, rows = run(small, "endless", **KINDS["generate"] | {"max_new_tokens": 10_000})
+    assert result["n"] == 21
+    assert max(len(row["answer"]) for row in rows.values()) > 50
 
 
 @pytest.mark.parametrize(

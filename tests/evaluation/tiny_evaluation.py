@@ -101,5 +101,6 @@ def run(store: Store, name: str, condition: str = "real", batch: int = 4, stop=l
     """`evaluate` of one benchmark; the result and the prediction rows by id."""
     spec = EvaluationSpec(model_spec(), benchmark(**changes), condition, PARENT)
     record = store.job(name)
+    record.path.mkdir(parents=True, exist_ok=True)
     result = evaluate(spec, record, store, Engine(device="cpu", eval_batch=batch), lambda *_: None, stop)
     return result, {row["id"]: row for row in record.read_predictions()}

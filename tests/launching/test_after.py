@@ -14,6 +14,7 @@ from prism_sweeps.launching.slurm.after import Attempt, answer, how, main
 from prism_sweeps.launching.slurm.within import CANNOT_START
 from prism_sweeps.planning.allocations import Allocation
 from prism_sweeps.tracking import submissions
+from prism_sweeps.tracking.files import append_rows
 from prism_sweeps.tracking.records import JobRecord, Store
 
 ONE, TWO = train("0" * 16), train("1" * 16)
@@ -302,7 +303,7 @@ class TestStalls:
         record = store.job(ONE.fingerprint)
         for number in range(5):
             assert self.stop(store) == "requeue"
-            record.append_predictions([{"id": str(number)}])
+            append_rows(record.answers / "writer.jsonl", [{"request": str(number)}], durable=False)
 
     def test_preemptions_early_in_the_limit_do_not_count(self, store: Store) -> None:
         assert {self.stop(store, seconds=1000.0) for _ in range(6)} == {"requeue"}

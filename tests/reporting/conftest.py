@@ -149,7 +149,7 @@ def fill(store: Store, world: World, plan: Plan) -> None:
                 continue
             chance = 0.6 + world.effects.get(label(cell.overrides), 0.0) + luck
             rows = answers(world, rng, spec.benchmark.name, spec.condition, chance)
-            record.append_predictions(rows)
+            record.write_predictions(rows)
             score = 100 * float(np.mean([row["score"] for row in rows]))
             record.finish({"score": score, "standard_error": 1.0, "n": len(rows), "metrics": {}, "groups": {}})
 

@@ -113,9 +113,8 @@ def test_scores_that_weigh_splits_equally_are_recognised(made_up: Store, store_o
     frames = read_study(store, STUDY)
     record = store.job(frames.scores["job"].iloc[0])
     rows = record.read_predictions()
-    record.predictions.unlink()
     scores, splits = [1.0, 1.0, 1.0, 0.0], ["easy", "easy", "easy", "hard"]
-    record.append_predictions(
+    record.write_predictions(
         [row | {"score": s, "tags": {"split": t}} for row, s, t in zip(rows, scores, splits, strict=True)]
     )
     for score, by_split, unexplained in [(50.0, {"pope"}, set()), (75.0, set(), set()), (60.0, set(), {"pope"})]:

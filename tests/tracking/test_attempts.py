@@ -10,6 +10,7 @@ import pytest
 from records_of import JOB
 
 from prism_sweeps.config.schema import Engine
+from prism_sweeps.tracking.files import append_rows
 from prism_sweeps.tracking.records import JobBusy, JobRecord
 
 
@@ -166,7 +167,7 @@ def test_a_mark_changes_when_the_job_gets_further_for_good(record: JobRecord) ->
     marks.append(record.mark())
     (record.checkpoints / "step-00000010").mkdir()
     marks.append(record.mark())
-    record.append_predictions([{"id": "1"}])
+    append_rows(record.answers / "writer.jsonl", [{"request": "1"}], durable=False)
     marks.append(record.mark())
     assert len(set(marks)) == 4
     record.append_metrics({"step": 11, "loss": 1.0})

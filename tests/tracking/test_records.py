@@ -218,7 +218,9 @@ def test_a_full_disk_leaves_the_old_state_and_names_the_file(
 ) -> None:
     with record.claim():
         record.begin(JOB, Engine())
-        record.append_predictions([{"id": "a"}])
+        rows = record.path / "rows.jsonl"
+        files.append_rows(rows, [{"id": "a"}], durable=True)
+        record.write_predictions([{"id": "a"}])
         before = (record.path / "state.json").read_bytes()
 
         def full(*_: object) -> int:
@@ -233,11 +235,14 @@ def test_a_full_disk_leaves_the_old_state_and_names_the_file(
         monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(StoreError, match=r"state\.json.*disk is full.*unchanged"):
             record.finish({})
-        with pytest.raises(StoreError, match=r"predictions\.jsonl.*disk is full.*kept"):
-            record.append_predictions([{"id": "bcdefgh"}])
+        with pytest.raises(StoreError, match=r"predictions\.jsonl.*disk is full.*unchanged"):
+            record.write_predictions([{"id": "bcdefgh"}])
+        with pytest.raises(StoreError, match=r"rows\.jsonl.*disk is full.*kept"):
+            files.append_rows(rows, [{"id": "bcdefgh"}], durable=True)
     monkeypatch.undo()
     assert (record.path / "state.json").read_bytes() == before
     assert record.predictions.read_bytes() == b'{"id": "a"}\n'
+    assert rows.read_bytes() == b'{"id": "a"}\n'
     assert not list(record.path.glob(".*.tmp"))
 
 

@@ -16,16 +16,19 @@ from prism_sweeps.evaluation.benchmarks import Example
 SEED = 21
 BLANK = None
 
+Shown = tuple[str, Path]
+"""An image as the index names it, and where it is."""
 
-def shown_images(examples: Sequence[Example], condition: str) -> dict[str, Path | None]:
-    """Image key -> the image shown in its stead; None is the mid-grey image.
+
+def shown_images(examples: Sequence[Example], condition: str) -> dict[str, Shown | None]:
+    """Image of an example -> the image shown in its stead; None is the mid-grey image.
 
     real: its own. blank: None. shuffled: another one of these examples, always the same; no image is shown in its own
     place, and each is shown in the place of one other, so questions that share an image still do.
 
     Raises ConfigError for another condition, DataError when there is only one image to shuffle.
     """
-    images = {example.key: example.image for example in examples}
+    images = {example.key: (example.key, example.image) for example in examples}
     if condition == "real":
         return dict(images)
     if condition == "blank":

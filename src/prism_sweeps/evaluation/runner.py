@@ -1,11 +1,9 @@
-"""One evaluation job: ask, score, write down; and one question asked by hand.
-
-Shapes: I images, P patches, D channels of the language model, C colour channels, H height, W width.
-"""
+"""One evaluation job: ask what has not been answered yet, put it down as it comes, then score all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +12,93 @@ from torch import Tensor
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.schema import Engine
-from prism_sweeps.config.specs import EvaluationSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.data.prepare import ensure_dataset
-from prism_sweeps.evaluation.answers import choose, generate
-from prism_sweeps.evaluation.benchmarks import read_index
-from prism_sweeps.evaluation.conditions import shown_images
-from prism_sweeps.evaluation.loading import LoadedModel, load_model
-from prism_sweeps.evaluation.questions import Question, questions_of, room_left, windows
+from prism_sweeps.evaluation.answers import generate
+from prism_sweeps.evaluation.asked import Asked, asked_of, shares
+from prism_sweeps.evaluation.loading import LoadedModel
+from prism_sweeps.evaluation.questions import room_left
+from prism_sweeps.evaluation.requests import Answer, Answered, Answerer, Request, Size, Unanswered
 from prism_sweeps.evaluation.results import result_of
-from prism_sweeps.evaluation.scorers import Row, accuracy, scorer
-from prism_sweeps.models.resize import load_image
+from prism_sweeps.evaluation.scorers import Row, scorer
+from prism_sweeps.evaluation.together import ALONE, Peers, agreed
+from prism_sweeps.models.resize import frame, load_image
+from prism_sweeps.tracking.answers import AnswerFiles
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 
-Images = dict[Path | None, Tensor]
-"""Image -> its tokens_PD; None is the grey image."""
+Spec = EvaluationSpec | BaselineSpec
+NAMED = 3
+"""Questions without an answer that an error tells the reasons of."""
 
 
 def evaluate(
-    spec: EvaluationSpec,
+    spec: Spec,
     record: JobRecord,
     store: Store,
     engine: Engine,
     report: Report,
     stop: Callable[[], bool],
+    world: Peers = ALONE,
 ) -> dict[str, Any]:
-    """Score the weights of `spec.parent` on `spec.benchmark`.
+    """Score the model of `spec` on its benchmark.
 
-    Every batch is appended to the record's predictions once it is scored; answers already there are kept, and an
-    attempt that goes on from them asks the rest in the same batches, so its result is that of an uninterrupted one.
+    Answers are kept as they come, apart from scores (`tracking.answers`): whoever goes on from them, with batches of
+    another size or on another number of processes, asks only the rest, and who only scores them otherwise asks nothing
+    and loads no model. Several processes each ask a share; the first one scores.
 
-    Returns score, standard_error (percent), n, metrics and groups (see `results.result_of`). Raises Interrupted when
-    `stop()` asked for it, and DataError, ConfigError or StoreError.
+    Returns score, standard_error (percent), n, metrics and groups (see `results.result_of`), in processes other than
+    the first nothing. Raises Interrupted when `stop()` asked for it; DataError at the end where questions could not be
+    answered (the other answers are kept); ConfigError, DataError or StoreError. What one process raises all do.
     """
-    examples = read_index(benchmark_folder(spec.benchmark, store, engine, report), spec.benchmark.examples)
-    model = load_model(spec.model, store.job(spec.parent).weights, spec.precision, engine)
-    shown = shown_images(examples, spec.condition)
-    questions = questions_of(examples, shown, spec.benchmark, model.prompts, model.text_positions)
-    done = earlier_rows(record, questions)
-    for batch, images in unanswered(model, questions, done, max(1, engine.eval_batch)):
-        rows = [row for row in answer_batch(model, batch, images, spec.benchmark) if row["id"] not in done]
-        record.append_predictions(rows)
-        done |= {row["id"]: row for row in rows}
-        report(len(done), len(questions), f"score {accuracy(list(done.values())):.1f}")
-        if len(done) < len(questions) and stop():
-            raise Interrupted(f"stopped after {len(done)} of {len(questions)} questions")
-    return result_of(list(done.values()), spec.benchmark)
+    asked, answers = agreed(lambda: begun(spec, record, store, engine, report), world)
+    known = set(world.told_by_first(sorted(answers.read()) if world.rank == 0 else None))
+    left = [each for each in asked if each.request.key not in known]
+    mine = shares(left, world.size)[world.rank]
+
+    def answered() -> tuple[list[str], bool]:
+        if not mine:
+            return [], False
+        progress = Progress(len(asked) - len(left), len(asked), len(mine), report, stop)
+        return put_down(answerer(spec, store, engine).answers(mine), answers, progress)
+
+    told = world.all_say(agreed(answered, world))
+    if any(stopped for _, stopped in told):
+        kept = answers.read()
+        raise Interrupted(f"stopped after {sum(each.request.key in kept for each in asked)} of {len(asked)} questions")
+    reasons = [reason for reasons, _ in told for reason in reasons]
+    return agreed(lambda: ended(asked, answers, reasons, spec, record) if world.rank == 0 else {}, world)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the job was before this process began, and whom to tell."""
+
+    done: int
+    total: int
+    mine: int
+    """Questions that this process asks."""
+    report: Report
+    stop: Callable[[], bool]
+
+
+def begun(
+    spec: Spec, record: JobRecord, store: Store, engine: Engine, report: Report
+) -> tuple[list[Asked], AnswerFiles]:
+    """What is to be asked, and the place for answers."""
+    folder = benchmark_folder(spec.benchmark, store, engine, report)
+    return asked_of(folder, spec.benchmark, spec.condition), AnswerFiles.of(spec, record, store)
+
+
+def ended(
+    asked: Sequence[Asked], answers: AnswerFiles, reasons: Sequence[str], spec: Spec, record: JobRecord
+) -> dict[str, Any]:
+    """The result, unless there are `reasons` why some questions have no answer."""
+    check_all_answered(reasons, len(asked), answers.folder)
+    kept = answers.read()
+    rows = [scored(each, kept[each.request.key], spec) for each in asked]
+    record.write_predictions([without_likelihoods(row) for row in rows])
+    return result_of(rows, spec.benchmark)
 
 
 def benchmark_folder(benchmark: Benchmark, store: Store, engine: Engine, report: Report) -> Path:
@@ -69,84 +108,86 @@ def benchmark_folder(benchmark: Benchmark, store: Store, engine: Engine, report:
     return store.data / benchmark.index
 
 
-def earlier_rows(record: JobRecord, questions: Sequence[Question]) -> dict[str, Row]:
-    """Predictions of an earlier attempt by id. Raises DataError when they are not about these questions."""
-    done = {row["id"]: row for row in record.read_predictions()}
-    golds = {question.example.id: question.gold for question in questions}
-    for name, row in done.items():
-        if name not in golds or golds[name] != row["gold"]:
-            raise DataError(
-                f"{record.predictions} has an answer to example '{name}', which the benchmark's index does not have "
-                "(any more) with that solution; give the changed benchmark another `version`, or remove that file"
-            )
-    return done
+def answerer(spec: Spec, store: Store, engine: Engine) -> Answerer:
+    """The model that is asked. Raises StoreError and ConfigError for one that cannot be loaded."""
+    if isinstance(spec, BaselineSpec):
+        from prism_sweeps.evaluation.baselines import answerer_of
+
+        return answerer_of(spec, engine)
+    from prism_sweeps.evaluation.loading import load_model
+    from prism_sweeps.evaluation.unshared import Unshared
+
+    return Unshared(load_model(spec.model, store.job(spec.parent).weights, spec.precision, engine), engine)
 
 
-def unanswered(
-    model: LoadedModel, questions: Sequence[Question], done: Container[str], size: int
-) -> Iterator[tuple[list[Question], Images]]:
-    """Batches with a question that is not `done` when their turn comes, with their images encoded.
+def put_down(batches: Iterable[list[Answered]], answers: AnswerFiles, progress: Progress) -> tuple[list[str], bool]:
+    """Keeps every batch of answers once it is there.
 
-    A batch that is done in part comes whole, and images are encoded in the same company, done or not: so all numbers
-    are those of a run without a break, to the last bit.
+    Returns why some questions have none, and whether it was told to stop before all were asked.
     """
-    for group in windows(questions, size):
-        images: Images = {}
-        for batch in group:
-            if all(question.example.id in done for question in batch):
-                continue
-            images = images or encode_images(model, group, size)
-            yield batch, images
+    asked, reasons = 0, list[str]()
+    for batch in batches:
+        answers.append([row_of(each, answer) for each, answer in batch if isinstance(answer, Answer)])
+        reasons += [answer.reason for _, answer in batch if isinstance(answer, Unanswered)]
+        asked += len(batch)
+        note = f"{len(reasons)} without an answer" if reasons else ""
+        progress.report(progress.done + asked, progress.total, note)
+        if asked < progress.mine and progress.stop():
+            return reasons, True
+    return reasons, False
 
 
-def answer_batch(model: LoadedModel, batch: Sequence[Question], images: Images, benchmark: Benchmark) -> list[Row]:
-    """The scored answers to one batch."""
-    score = scorer(benchmark.scorer).score
-    return [
-        {
-            "id": question.example.id,
-            "image": question.example.key,
-            "answer": answer,
-            "score": score({"answer": answer, "gold": question.gold}, benchmark),
-            "gold": question.gold,
-            "tags": question.example.tags,
-        }
-        for question, answer in zip(batch, answers_to(model, batch, images), strict=True)
-    ]
+def row_of(request: Request, answer: Answer) -> dict[str, Any]:
+    """What is kept of one answer."""
+    row = {"request": request.key, "id": request.id, "answer": answer.text}
+    if answer.log_likelihoods:
+        row["log_likelihoods"] = list(answer.log_likelihoods)
+    return row | {"size": answer.size and list(answer.size)}
 
 
-def answers_to(model: LoadedModel, batch: Sequence[Question], images: Images) -> list[str]:
-    """The likeliest option where a question has options, else greedy text."""
-    tokens_BPD = torch.stack([images[question.image] for question in batch])
-    ids = [question.ids for question in batch]
-    if batch[0].options:
-        chosen = choose(model.vlm, tokens_BPD, ids, [list(question.options.values()) for question in batch])
-        return [list(question.options)[place] for question, place in zip(batch, chosen, strict=True)]
-    limits = [question.limit for question in batch]
-    answers = generate(model.vlm, tokens_BPD, ids, model.prompts.end_ids, limits)
-    return [model.prompts.decode(answer) for answer in answers]
+def check_all_answered(reasons: Sequence[str], total: int, folder: Path) -> None:
+    """Raises DataError where there are reasons."""
+    if reasons:
+        more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+        raise DataError(
+            f"{len(reasons)} of {total} questions cannot be answered: {'; '.join(sorted(reasons)[:NAMED])}{more}. The "
+            f"other answers are kept in {folder}: once that is mended, only these are asked"
+        )
 
 
-def encode_images(model: LoadedModel, group: Sequence[Sequence[Question]], size: int) -> Images:
-    """Tokens of every image that the group shows, each encoded once, `size` at a time."""
-    asked_of = {question.image: question for batch in group for question in batch}
-    paths = list(asked_of)
-    images: Images = {}
-    for start in range(0, len(paths), size):
-        part = paths[start : start + size]
-        tokens_IPD = image_tokens(model, [pixels_of(model, asked_of[path]) for path in part])
-        images |= zip(part, tokens_IPD, strict=True)
-    return images
+def scored(asked: Asked, kept: Mapping[str, Any], spec: Spec) -> Row:
+    """The row of one example, with what the scorer needs and what it says."""
+    row: Row = {
+        "id": asked.example.id,
+        "image": asked.example.key,
+        "answer": kept["answer"],
+        "score": 0.0,
+        "gold": asked.gold,
+        "tags": asked.example.tags,
+    }
+    if asked.request.options:
+        row["log_likelihoods"] = dict(zip(asked.request.options, kept["log_likelihoods"], strict=True))
+    if spec.benchmark.answer == "box":
+        row |= {"size": kept["size"], "seen": kept["size"] and seen_square(spec, tuple(kept["size"]))}
+    row["score"] = scorer(spec.benchmark.scorer).score(row, spec.benchmark)
+    return row
 
 
-def pixels_of(model: LoadedModel, question: Question) -> dict[str, Tensor]:
-    """Tower -> pixels_CHW of what is shown. Raises DataError naming example and file."""
-    if question.image is None:
-        return model.transform.blank()
-    try:
-        return model.transform(load_image(question.image))
-    except DataError as error:
-        raise DataError(f"example '{question.example.id}': {error}") from None
+def seen_square(spec: Spec, size: Size) -> list[float] | None:
+    """Where the square that the model is shown lies: x1, y1, x2, y2, normalised by the image's size; unknown: None."""
+    if isinstance(spec, BaselineSpec):
+        return None
+    placed = frame(size, spec.model.resize.strategy, spec.model.resolution.pixels)
+    edges = (0, 0, placed.pixels, placed.pixels)
+    return [(edge - placed.shift[i % 2]) / placed.scale[i % 2] / size[i % 2] for i, edge in enumerate(edges)]
+
+
+def without_likelihoods(row: Row) -> Row:
+    """What is written beside the score; likelihoods, whose last bits depend on the batch, stay with the answers."""
+    return {key: value for key, value in row.items() if key != "log_likelihoods"}
+
+
+# ---- goes to asking.py
 
 
 @torch.inference_mode()

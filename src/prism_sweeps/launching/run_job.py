@@ -54,7 +54,7 @@ def run_job(
 ) -> dict[str, Any]:
     """The job's result: found in its record when it is done, worked out otherwise.
 
-    In a `world` of several processes this is the first, and a training job is told to the others, which wait for it.
+    In a `world` of several processes this is the first, and the job is told to the others, which wait for it.
 
     Raises JobBusy when another process is at it, Interrupted when `stop()` asked for it (the next attempt goes on from
     the checkpoint), and whatever the work raises, after writing it to the record and the log.
@@ -72,6 +72,8 @@ def run_job(
             live.start(store, job.fingerprint)
         try:
             work = work_to_do(job, world)
+            if world is not None:
+                world.told_by_first(job.fingerprint)
             with imports_set_aside(), lines_in(record), beating(record, report) as told:
                 result = work(job.spec, record, store, engine, told, stop)
         except (Interrupted, KeyboardInterrupt):
@@ -110,16 +112,12 @@ def speed_of(job: Job, seconds: float, engine: Engine, result: Mapping[str, Any]
 
 
 def work_to_do(job: Job, world: World | None) -> Callable[..., dict[str, Any]]:
-    """The function that does the job. Before training nothing of an evaluation stays in memory, and others are told."""
+    """The function that does the job. Before training nothing of an evaluation stays in memory."""
     work = work_of(job)
-    if job.kind == "train":
-        evaluated = sys.modules.get("prism_sweeps.evaluation.loading")
-        if evaluated is not None:
-            evaluated.forget()
-        if world is not None:
-            world.told_by_first(job.fingerprint)
-            return functools.partial(work, world=world)
-    return work
+    evaluated = sys.modules.get("prism_sweeps.evaluation.loading")
+    if job.kind == "train" and evaluated is not None:
+        evaluated.forget()
+    return work if world is None else functools.partial(work, world=world)
 
 
 def work_of(job: Job) -> Callable[..., dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Jobs on several processes at once (`torchrun`, `srun`): the first keeps the records, all of them train.
+"""Jobs on several processes at once (`torchrun`, `srun`): the first keeps the records, all of them train and evaluate.
 
-What is not training (evaluation, records, progress) the first one does alone, while the others wait to hear of the next
-stage. A process that fails leaves with an error, upon which its launcher ends the others; all go on together from the
+The rest (records, progress, what is done already) the first one does alone, while the others wait to hear of the next
+job. A process that fails leaves with an error, upon which its launcher ends the others; all go on together from the
 last checkpoint when they are started again.
 """
 
@@ -15,14 +15,14 @@ import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
-from prism_sweeps.config.errors import StoreError
+from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import Job
 from prism_sweeps.launching.foreground import run_here
 from prism_sweeps.launching.local import Outcome
 from prism_sweeps.launching.pool import StopRequests, stop_requests
 from prism_sweeps.launching.progress import Display
-from prism_sweeps.launching.run_job import describe, is_of_another, note, run_job, work_of
+from prism_sweeps.launching.run_job import describe, is_of_another, note, run_job, work_to_do
 from prism_sweeps.tracking.records import Interrupted, Store
 from prism_sweeps.training.world import World, joined, place_in
 
@@ -50,7 +50,7 @@ def run_together(jobs: Mapping[str, Job], store: Store, engine: Engine, display:
 
 
 def follow(jobs: Mapping[str, Job], store: Store, engine: Engine, world: World) -> NoReturn:
-    """Takes part in every training job that the first process names, until it names none."""
+    """Takes part in every job that the first process names, until it names none."""
     with stop_requests() as requests:
         while (name := world.told_by_first(None)) is not None:
             take_part(jobs[name], store, engine, world, requests)
@@ -58,14 +58,19 @@ def follow(jobs: Mapping[str, Job], store: Store, engine: Engine, world: World) 
 
 
 def take_part(job: Job, store: Store, engine: Engine, world: World, requests: StopRequests) -> None:
-    """This process's share in one training job. An error is put down beside the job's record and ends the process."""
+    """This process's share in one job. An error is put down beside the job's record and ends the process.
+
+    But for what is wrong with an evaluation, which all processes say together, and then go on to another job.
+    """
     record = store.job(job.fingerprint)
     try:
-        work_of(job)(job.spec, record, store, engine, quiet, lambda: requests.count > 0, world=world)
+        work_to_do(job, world)(job.spec, record, store, engine, quiet, lambda: requests.count > 0)
     except Interrupted:
         requests.hear_from_others()
         sys.exit(requests.exit_code)
     except BaseException as error:
+        if job.kind == "evaluate" and isinstance(error, PrismError):
+            return
         text = f"process {world.rank} of {world.size}: {describe(error)}"
         with contextlib.suppress(StoreError):  # a full disk must not keep this process from leaving
             note(record, f"{text}\n{traceback.format_exc().rstrip()}")

@@ -8,7 +8,7 @@ from itertools import product
 from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.schema import MODULES, Cell, DataMix, Stage, Tuning
 from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
-from prism_sweeps.config.suite import Benchmark, Suite
+from prism_sweeps.config.suite import SCORER_VERSIONS, Benchmark, Suite
 
 
 @dataclass
@@ -83,6 +83,7 @@ def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, shared: Shared) 
             condition=condition,
             parent=parent,
             precision=cell.engine.precision,
+            scorer_version=SCORER_VERSIONS.get(benchmark.scorer, 1),
         )
         shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
         jobs.append(Job(fingerprint(spec, shared.known), f"{shown}: {label}", spec, [parent]))

@@ -2,7 +2,7 @@
 
     <root>/store.json             {"version": 1}
     <root>/jobs/<fingerprint>/    config.yaml state.json metrics.jsonl predictions.jsonl checkpoints/ weights/ log lock
-                                  heartbeat, while somebody works on it
+                                  heartbeat, while somebody works on it; answers, see tracking/answers.py
     <root>/studies/<name>/        plan.json
 
 Whoever works on a job holds an exclusive `flock` on its `lock`; the kernel lets go of it when the process dies, so a
@@ -154,6 +154,11 @@ class JobRecord:
         return self.path / "predictions.jsonl"
 
     @property
+    def answers(self) -> Path:
+        """Of an evaluation: where its answers are kept, see `tracking.answers`."""
+        return self.path / "answers"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -234,8 +239,8 @@ class JobRecord:
     def mark(self) -> str:
         """How far the job is, as text that changes when it gets further for good."""
         newest = max((path.name for path in self.checkpoints.glob("step-*")), default="no checkpoint")
-        answers = self.predictions.stat().st_size if self.predictions.exists() else 0
-        return f"{newest}, {answers} bytes of predictions"
+        answers = sum(file.stat().st_size for file in self.answers.glob("*.jsonl"))
+        return f"{newest}, {answers} bytes of answers"
 
     def count_stall(self, mark: str) -> int:
         """Notes that an attempt ended at this mark; returns how many in a row have."""
@@ -364,7 +369,7 @@ class JobRecord:
     def sync_metrics(self) -> None:
         """Makes all rows so far durable, before something that counts on them is."""
         if self.metrics.exists():
-            with self.metrics.open("rb") as stream:
+            with explained("write", self.metrics, "the rows already in it are kept"), self.metrics.open("rb") as stream:
                 os.fsync(stream.fileno())
 
     def truncate_metrics(self, step: int) -> None:
@@ -393,9 +398,9 @@ class JobRecord:
             if self._written_state()["rewinds"] == state["rewinds"]:
                 return state, rows
 
-    def append_predictions(self, rows: list[dict[str, Any]]) -> None:
-        """Adds one batch of scored answers, durably."""
-        append_rows(self.predictions, rows, durable=True)
+    def write_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """Puts down all scored answers at once."""
+        write_atomic(self.predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def read_predictions(self) -> list[dict[str, Any]]:
         return read_rows(self.predictions)
