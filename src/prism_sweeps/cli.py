@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cell_commands(command)
     add_folder_commands(command)
     add_record_commands(command)
+    add_comparing_commands(command)
     add_study_commands(command)
     return parser
 
@@ -144,8 +145,26 @@ def add_cell_commands(command: Command) -> None:
     )  # fmt: skip
     evaluate = command(
         "evaluate", "evaluate", "Score one trained cell here, in the foreground; nothing is trained.",
-        "examples:\n  prism evaluate llm=nano-base suite.conditions=[real,blank,shuffled]",
+        "examples:\n  prism evaluate llm=nano-base suite.conditions=[real,blank,shuffled]\n\n"
+        "--power scores nothing: it says how small a difference a suite, or benchmarks by name, can show. What it has\n"
+        "to know of models it takes from those that the store has scored, else it says what it assumes.\n"
+        "  prism evaluate --power suite=paper,paper-slim            the whole of each, and a sample\n"
+        "  prism evaluate --power pope vsr --difference 2           how many examples two points need\n"
+        "  prism evaluate --power suite=paper --alpha 0.0038        0.05 / 13: Holm's first step for 13 benchmarks\n"
+        "Two models of which one alone is right on a fifth of 1,024 examples (--discordance 0.2) are told apart four\n"
+        "times out of five if they are 3.9 points apart; for one point that takes 15,696 examples.",
     )  # fmt: skip
+    evaluate.add_argument(
+        "--power", action="store_const", const="power", dest="module", help="what differences the benchmarks can show"
+    )
+    for name, help_text in (
+        ("--alpha", "two-sided error of the first kind (default: 0.05)"),
+        ("--power-target", "how often the difference is to be found (default: 0.8)"),
+        ("--difference", "in points: how many examples it needs (default: 1)"),
+        ("--accuracy", "in percent, at which SE is told (default: what the store tells, else 70)"),
+        ("--discordance", "share of examples one of two models alone has right (default: the store's, else 0.2)"),
+    ):
+        evaluate.add_argument(name, type=float, metavar="NUMBER", help=f"with --power: {help_text}")
     for parser in (train, evaluate):
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides that make one cell")
         parser.add_argument("--name", help="name under which the cell is kept (default: adhoc-<hash>)")
@@ -216,6 +235,30 @@ def add_record_commands(command: Command) -> None:
     data.add_argument("names", nargs="*", metavar="NAME", help="data sets; small: the small real weights")
     data.add_argument("--study", help="those that this study needs")
     data.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+
+
+def add_comparing_commands(command: Command) -> None:
+    """compare."""
+    compare = command(
+        "compare", "compare", "Compare two scored models on the same examples, benchmark by benchmark.",
+        "A and B are each a cell's id (prism status), overrides in quotes, or a baseline that was evaluated\n"
+        "(hf:NAME). Of every benchmark and condition that both were scored on: the difference A - B with its standard\n"
+        "error and 95 % interval by image, and how likely so large a difference is where there is none. Examples that\n"
+        "only one side has are left out and counted; a benchmark whose data are of another version on the other side\n"
+        "is refused.\n\n"
+        "examples:\n  prism compare 1a2b3c4d 5e6f7a8b\n"
+        '  prism compare "resize=naive seed=1" "resize=letterbox seed=1" --json\n'
+        "  prism compare 1a2b3c4d hf:llava-hf/llava-1.5-7b-hf\n\n"
+        "A line such as\n"
+        "  vqav2  real  1,024  71.20  68.90  +2.30  ± 0.90  +0.55 to +4.06  0.0105  0.0420\n"
+        "reads: on these 1,024 questions A is better by 2.3 points; on all such questions by 0.5 to 4. Two models\n"
+        "that are equally good differ as much on one set in a hundred (0.0105); that some benchmark of a suite does,\n"
+        "by luck alone, is likelier (0.0420, Holm).",
+    )  # fmt: skip
+    for name in ("a", "b"):
+        compare.add_argument(name, metavar=name.upper(), help="ID, 'key=value ...' or hf:NAME")
+    compare.add_argument("--study", help="where to look for ids (default: every study of the store)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_study_commands(command: Command) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from prism_sweeps.commands import power
 from prism_sweeps.commands.opening import one_cell, open_store
 from prism_sweeps.commands.train import run_cell
 from prism_sweeps.config.errors import ConfigError
 
 
 def run(arguments: Namespace) -> int:
+    power.refuse_options(arguments)
     plan, cell = one_cell(arguments)
     store = open_store(plan.store, arguments)
     state = store.job(cell.train[-1]).state()["status"]
