@@ -125,6 +125,26 @@ def test_records_that_no_study_needs_go(desk: Desk) -> None:
     assert {path.name for path in (desk.store.root / "jobs").iterdir()} == set(desk.plan().jobs)
 
 
+def test_answers_that_no_record_leads_to_go(desk: Desk) -> None:
+    plan = finished(desk)
+    kept, gone, orphan = folders(desk, "abc")
+    scored = [name for name, job in plan.jobs.items() if job.kind == "evaluate"]
+    desk.store.job(scored[0]).answers.symlink_to("../../answers/" + "a" * 16)
+    stale = desk.store.job("f" * 16)
+    stale.path.mkdir()
+    stale.answers.symlink_to("../../answers/" + "b" * 16)
+    desk.prism("clean", "nano/tiny", "--unused", "--yes")
+    assert [path.exists() for path in (kept, gone, orphan, stale.path)] == [True, False, False, False]
+
+
+def folders(desk: Desk, names: str) -> list[Path]:
+    made = [desk.store.root / "answers" / (name * 16) for name in names]
+    for each in made:
+        each.mkdir(parents=True)
+        (each / "writer.jsonl").write_text("{}\n")
+    return made
+
+
 def test_unused_records_in_the_queue_or_at_work_stay(desk: Desk) -> None:
     desk.sweep()
     begun(desk.store, desk.train(backbone="nano-in1k"))

@@ -20,7 +20,7 @@ KINDS = {
     "slurm": "output and submitit's files of SLURM jobs that have ended well",
     "snapshots": "of the code, that nothing in the queue runs",
     "weights": "of stages with all that starts from them done; not to be asked, exported or scored anew afterwards",
-    "unused": "records of jobs that no study of this store needs",
+    "unused": "records and answers of jobs that no study of this store needs",
     "features": "of frozen towers; computed anew when they are needed",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prism_sweeps.config.errors import DataError
+from prism_sweeps.config.errors import DataError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec
 from prism_sweeps.config.suite import Benchmark
@@ -96,6 +96,8 @@ def ended(
     """The result, unless there are `reasons` why some questions have no answer."""
     check_all_answered(reasons, len(asked), answers.folder)
     kept = answers.read()
+    if gone := sum(each.request.key not in kept for each in asked):
+        raise StoreError(f"{gone} answers in {answers.folder} are gone since the job began; run it again to ask anew")
     rows = [scored(each, kept[each.request.key], spec) for each in asked]
     record.write_predictions([without_likelihoods(row) for row in rows])
     return result_of(rows, spec.benchmark)

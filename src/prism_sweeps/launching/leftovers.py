@@ -127,7 +127,16 @@ def unused(store: Store, needed: Collection[str]) -> list[Leftover]:
             found.append(("unused", path, None))
         elif NAME.fullmatch(path.name) and path.name not in needed and not store.job(path.name).busy():
             found.append(("unused", path, path.name))
+    found += [("unused", path, None) for path in unclaimed_answers(store, {path.name for _, path, _ in found})]
     return kept_whole(store.root, found)
+
+
+def unclaimed_answers(store: Store, going: Collection[str]) -> list[Path]:
+    """Folders of answers that no record of a job leads to, but for those that are `going`."""
+    links = (store.root / "jobs").glob("*/answers")
+    claimed = {link.readlink().name for link in links if link.is_symlink() and link.parent.name not in going}
+    folder = store.root / "answers"
+    return [path for path in sorted(folder.iterdir()) if path.name not in claimed] if folder.is_dir() else []
 
 
 # ---- of SLURM
