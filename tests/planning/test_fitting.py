@@ -64,18 +64,16 @@ def test_an_unmeasured_job_takes_its_operations_by_a_share_of_the_peak() -> None
     assert two.devices == 4
 
 
-def test_evaluations_are_the_work_of_one_device_however_many_are_held() -> None:
+def test_evaluations_are_shared_out_to_all_devices() -> None:
     cost = job_cost(setting(evaluation=True).job)
     assert cost.flops is not None
     found = told("cluster.gpu=a100-80gb", "cluster.gpus_per_node=8", evaluation=True)
-    assert found.seconds == pytest.approx(cost.flops / (EVALUATION_SHARE * 312e12))
-    assert found.gpu_hours == pytest.approx(8 * (found.seconds or 0) / 3600)
-    assert "1 of the 8 devices held" in found.basis
+    assert found.seconds == pytest.approx(cost.flops / (EVALUATION_SHARE * 312e12) / 8)
     apart = told(
         "cluster=slurm", "cluster.gpu=a100-80gb", "cluster.gpus_per_node=8",
         "cluster.overrides={evaluate: {gpus_per_node: 1}}", evaluation=True,
     )  # fmt: skip
-    assert apart.gpu_hours == pytest.approx((found.gpu_hours or 0) / 8)
+    assert apart.gpu_hours == pytest.approx(found.gpu_hours or 0)
 
 
 def test_jobs_side_by_side_have_a_gpu_each() -> None:
@@ -87,7 +85,7 @@ def test_what_was_measured_on_that_gpu_counts_before_an_assumption() -> None:
     spec = setting(evaluation=True).job.spec
     assert isinstance(spec, EvaluationSpec)
     engine = setting().engine
-    rows = [evaluated_row(spec, engine, 1000, seconds, H100, "cuda") for seconds in (50.0, 100.0, 40.0)]
+    rows = [evaluated_row(spec, engine, 1000, seconds, 1, H100, "cuda") for seconds in (50.0, 100.0, 40.0)]
     examples = job_cost(setting(evaluation=True).job).examples
     assert examples is not None
     found = told("cluster.gpu=h100-80gb", evaluation=True, measured=rows)
@@ -96,6 +94,9 @@ def test_what_was_measured_on_that_gpu_counts_before_an_assumption() -> None:
     assert not found.assumed
     assert told("cluster.gpu=a100-80gb", evaluation=True, measured=rows).assumed
     assert told(evaluation=True, measured=rows).seconds == pytest.approx(examples / 20)
+    two = [evaluated_row(spec, engine, 1000, 25.0, 2, H100, "cuda")]
+    assert told("cluster.gpu=h100-80gb", evaluation=True, measured=two).seconds == pytest.approx(examples / 20)
+    assert told(evaluation=True, measured=two).devices == 2
     # Others of the same kind tell operations a second.
     other = told("cluster.gpu=h100-80gb", "engine.eval_batch=8", evaluation=True, measured=rows)
     cost = job_cost(setting(evaluation=True).job)

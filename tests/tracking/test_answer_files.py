@@ -8,7 +8,7 @@ import pytest
 from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.specs import EvaluationSpec, ModelSpec
 from prism_sweeps.config.suite import Benchmark
-from prism_sweeps.tracking.answers import SCORING, AnswerFiles, asking
+from prism_sweeps.tracking.answers import SCORING, AnswerFiles, asked_by, asking
 from prism_sweeps.tracking.records import Store
 
 BENCHMARK = Benchmark("one", "one", "1", "{question}", "box", scorer="iou")
@@ -60,6 +60,7 @@ def test_jobs_find_each_others_answers_and_each_process_has_its_file(tmp_path: P
     assert {key: row["answer"] for key, row in again.read().items()} == {"w": "4", "x": "1", "y": "2", "z": "3"}
     assert other.read() == again.read()
     assert len(list(one.folder.glob("*.jsonl"))) == 3
+    assert [asked_by(record) for record in records] == [3, 1]
     assert {path.resolve() for path in (record.answers for record in records)} == {one.folder}
 
 

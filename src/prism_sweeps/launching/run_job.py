@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from prism_sweeps.config.errors import PrismError, StoreError
 from prism_sweeps.config.schema import Engine
-from prism_sweeps.config.specs import Job, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, Job, StageSpec
 from prism_sweeps.launching.heartbeat import beating
 from prism_sweeps.planning.measured import Row, evaluated_row, measured_row
 from prism_sweeps.tracking import live, throughput
+from prism_sweeps.tracking.answers import asked_by
 from prism_sweeps.tracking.files import explained
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 
@@ -87,28 +88,37 @@ def run_job(
             raise
         record.finish(result)
         note(record, "done")
-        remember_speed(job, store, engine, result)
+        remember_speed(job, store, engine, result, 1 if world is None else world.size)
     return result
 
 
-def remember_speed(job: Job, store: Store, engine: Engine, result: Mapping[str, Any]) -> None:
+def remember_speed(job: Job, store: Store, engine: Engine, result: Mapping[str, Any], ranks: int) -> None:
     """Adds to what plans estimate by. A store without room for that is no reason to fail a job that is done."""
+    record = store.job(job.fingerprint)
     try:
-        row = speed_of(job, store.job(job.fingerprint).state()["seconds"], engine, result)
+        # Where others had asked some of it before, the time says nothing.
+        if job.kind == "evaluate" and asked_by(record) < result["n"]:
+            return
+        row = speed_of(job, record.state()["seconds"], engine, result, ranks)
         if row is not None:
             throughput.add(store.root, row)
     except StoreError as error:
         LOG.warning("the speed of this job will not be known to later plans: %s", error)
 
 
-def speed_of(job: Job, seconds: float, engine: Engine, result: Mapping[str, Any]) -> Row | None:
-    """What a job that took so many seconds in all tells later plans; None of an evaluation that used no device."""
+def speed_of(job: Job, seconds: float, engine: Engine, result: Mapping[str, Any], ranks: int) -> Row | None:
+    """What a job that took `ranks` processes so many seconds in all tells later plans.
+
+    None of an evaluation that used no device, and of a finished model of others, whose shapes are not known.
+    """
     if isinstance(job.spec, StageSpec):
         return measured_row(job.spec, engine, result)
+    if isinstance(job.spec, BaselineSpec):
+        return None
     if "torch" not in sys.modules or not (seconds > 0 and result["n"]):
         return None
     name, kind = importlib.import_module("prism_sweeps.training.devices").device_used(engine)
-    return evaluated_row(job.spec, engine, result["n"], seconds, name, kind)
+    return evaluated_row(job.spec, engine, result["n"], seconds, ranks, name, kind)
 
 
 def work_to_do(job: Job, world: World | None) -> Callable[..., dict[str, Any]]:

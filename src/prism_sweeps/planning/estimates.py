@@ -15,7 +15,7 @@ from prism_sweeps.config.cluster import names_of, request_for, tasks_per_node
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.gpus import Gpu, card_of, gpu_named, peak_flops_of
 from prism_sweeps.config.schema import Cluster, Engine
-from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.cost import JobCost
 from prism_sweeps.planning.measured import Evaluated, Measured, Row, model_key, settings_of, shapes_key
 from prism_sweeps.planning.memory import Devices, evaluation_memory, training_memory
@@ -42,8 +42,6 @@ class Place:
     """None: not said."""
     devices: Devices = ONE
     """That work on it."""
-    held: int = 1
-    """Devices that it has while it runs."""
 
     @property
     def on_gpu(self) -> bool:
@@ -78,9 +76,7 @@ def place_of(job: Job, engine: Engine, cluster: Cluster) -> Place:
     request = request_for(cluster, names_of(job))
     if request.jobs_per_allocation > 1:
         return Place(engine, gpu)
-    asked = Devices(request.nodes, tasks_per_node(request))
-    # An evaluation is the work of one process, however many there are.
-    return Place(engine, gpu, ONE if job.kind == "evaluate" else asked, asked.count)
+    return Place(engine, gpu, Devices(request.nodes, tasks_per_node(request)))
 
 
 def estimate(job: Job, cost: JobCost, place: Place, measured: Sequence[Row]) -> Estimate:
@@ -90,6 +86,8 @@ def estimate(job: Job, cost: JobCost, place: Place, measured: Sequence[Row]) -> 
     and stage (or kind of benchmark) under the same settings count first, by their tokens (or examples) a second;
     failing those, all of the same precision, by their operations a second; failing those, an assumption.
     """
+    if isinstance(job.spec, BaselineSpec):
+        return Estimate(None, None, None, 1, "what a finished model of others costs is not known")
     if isinstance(job.spec, StageSpec):
         return _of_training(job.spec, cost, place, [row for row in measured if isinstance(row, Measured)])
     return _of_evaluation(job.spec, cost, place, [row for row in measured if isinstance(row, Evaluated)])
@@ -99,21 +97,19 @@ def _of_training(spec: StageSpec, cost: JobCost, place: Place, measured: Sequenc
     fitting = [row for row in measured if row.settings.precision == spec.precision and _at(place, row)]
     same = _same(fitting, spec, place.engine)
     rows = _of_newest_place(same or fitting, place)
-    free = place.gpu is None and place.devices.count == 1
-    devices = Devices(1, rows[-1].ranks) if rows and free else place.devices
+    devices = _devices(rows, place)
     counted = training_memory(spec, place.engine, devices, _is_gpu(place, rows)).total
     if not rows:
         return _assumed(cost, place, counted, TRAINING_SHARE)
-    held = devices.count if free else place.held
     if not same:
         seconds = None if cost.flops is None else cost.flops / median(r.flops_per_second for r in rows) / devices.count
         told = f"FLOP/s of {_runs(rows, devices.count)}; {COUNTED_MEMORY}"
-        return _told(seconds, rows, held, counted, devices.count, told)
+        return _told(seconds, rows, counted, devices.count, told)
     rate = median(row.tokens_per_second / row.ranks for row in rows) * devices.count
     seconds = None if cost.tokens is None else cost.tokens / rate
     as_many = [row.peak_memory for row in rows if row.ranks == devices.count]
     told = f"tokens/s of {_runs(rows, devices.count, ' of this model')}" + ("" if as_many else f"; {COUNTED_MEMORY}")
-    return _told(seconds, rows, held, max(as_many, default=counted), devices.count, told)
+    return _told(seconds, rows, max(as_many, default=counted), devices.count, told)
 
 
 def _of_evaluation(spec: EvaluationSpec, cost: JobCost, place: Place, measured: Sequence[Evaluated]) -> Estimate:
@@ -126,16 +122,21 @@ def _of_evaluation(spec: EvaluationSpec, cost: JobCost, place: Place, measured: 
     counted = evaluation_memory(spec, place.engine, _is_gpu(place, rows)).total
     if not rows:
         return _assumed(cost, place, counted, EVALUATION_SHARE)
+    devices = _devices(rows, place)
     if same:
-        rate = median(row.examples_per_second for row in rows)
+        rate = median(row.examples_per_second / row.ranks for row in rows) * devices.count
         seconds = None if cost.examples is None else cost.examples / rate
-        told = f"examples/s of {_runs(rows, 1, ' of such a benchmark')}"
+        told = f"examples/s of {_runs(rows, devices.count, ' of such a benchmark')}"
     else:
-        seconds = None if cost.flops is None else cost.flops / median(row.flops_per_second for row in rows)
-        told = f"FLOP/s of {_runs(rows, 1)}"
-    if place.held > 1:
-        told += f", 1 of the {place.held} devices held"
-    return _told(seconds, rows, place.held, counted, 1, f"{told}; {COUNTED_MEMORY}")
+        seconds = None if cost.flops is None else cost.flops / median(r.flops_per_second for r in rows) / devices.count
+        told = f"FLOP/s of {_runs(rows, devices.count)}"
+    return _told(seconds, rows, counted, devices.count, f"{told}; {COUNTED_MEMORY}")
+
+
+def _devices(rows: Sequence[Row], place: Place) -> Devices:
+    """Those of the place; where it says nothing of them, as many as have been measured."""
+    free = place.gpu is None and place.devices.count == 1
+    return Devices(1, rows[-1].ranks) if rows and free else place.devices
 
 
 def _at(place: Place, row: Row) -> bool:
@@ -164,13 +165,9 @@ def _of_newest_place(rows: Sequence[Row], place: Place) -> list[Any]:
     if not rows:
         return []
     asked = place.devices.count if place.gpu is not None or place.devices.count > 1 else None
-    as_many = [row for row in rows if _ranks(row) == asked] or rows
-    newest = (as_many[-1].device, _ranks(as_many[-1]))
-    return [row for row in as_many if (row.device, _ranks(row)) == newest]
-
-
-def _ranks(row: Row) -> int:
-    return row.ranks if isinstance(row, Measured) else 1
+    as_many = [row for row in rows if row.ranks == asked] or rows
+    newest = (as_many[-1].device, as_many[-1].ranks)
+    return [row for row in as_many if (row.device, row.ranks) == newest]
 
 
 def _assumed(cost: JobCost, place: Place, memory: int, share: float) -> Estimate:
@@ -185,11 +182,8 @@ def _assumed(cost: JobCost, place: Place, memory: int, share: float) -> Estimate
         return _unknown(place, memory, f"{UNKNOWN_SIZE}; {COUNTED_MEMORY}")
     seconds = cost.flops / (share * best * devices)
     which = place.gpu.name if devices == 1 else f"{devices} x {place.gpu.name}"
-    idle = f", 1 of the {place.held} devices held" if place.held > devices else ""
-    told = (
-        f"assumption: {share:.0%} of the {best / 1e12:.4g} TFLOP/s of {which}, nothing measured{idle}; {COUNTED_MEMORY}"
-    )
-    return Estimate(seconds, seconds * place.held / 3600, memory, devices, told, assumed=True)
+    told = f"assumption: {share:.0%} of the {best / 1e12:.4g} TFLOP/s of {which}, nothing measured; {COUNTED_MEMORY}"
+    return Estimate(seconds, seconds * devices / 3600, memory, devices, told, assumed=True)
 
 
 def _unknown(place: Place, memory: int, basis: str) -> Estimate:
@@ -197,11 +191,11 @@ def _unknown(place: Place, memory: int, basis: str) -> Estimate:
     return Estimate(None, 0.0 if on_cpu else None, memory, place.devices.count, basis)
 
 
-def _told(seconds: float | None, rows: Sequence[Row], held: int, memory: int, devices: int, basis: str) -> Estimate:
+def _told(seconds: float | None, rows: Sequence[Row], memory: int, devices: int, basis: str) -> Estimate:
     if rows[-1].device_type != "cuda":
         hours: float | None = 0.0
     else:
-        hours = None if seconds is None else seconds * held / 3600
+        hours = None if seconds is None else seconds * devices / 3600
     if seconds is None:
         basis = UNKNOWN_SIZE + (f"; {COUNTED_MEMORY}" if COUNTED_MEMORY in basis else "")
     return Estimate(seconds, hours, memory, devices, basis)
@@ -209,6 +203,6 @@ def _told(seconds: float | None, rows: Sequence[Row], held: int, memory: int, de
 
 def _runs(rows: Sequence[Row], devices: int, of: str = "") -> str:
     newest, count = rows[-1], f"{len(rows)} run{'s' if len(rows) > 1 else ''}"
-    ranks = _ranks(newest)
+    ranks = newest.ranks
     where = newest.device if ranks == 1 else f"{ranks} x {newest.device}"
     return f"{count}{of} on {where}" + ("" if ranks == devices else f", as if {devices} were as fast each")

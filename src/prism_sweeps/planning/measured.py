@@ -74,7 +74,10 @@ class Evaluated:
     seconds: float
     """From the job's start to its end, loading the model included."""
     examples_per_second: float
+    """Of all processes together."""
     flops_per_second: float
+    """Of each."""
+    ranks: int = 1
     kind: str = "evaluate"
 
 
@@ -109,9 +112,10 @@ def measured_row(spec: StageSpec, engine: Engine, result: Mapping[str, Any]) -> 
 
 
 def evaluated_row(
-    spec: EvaluationSpec, engine: Engine, examples: int, seconds: float, device: str, device_type: str
+    spec: EvaluationSpec, engine: Engine, examples: int, seconds: float, ranks: int, device: str, device_type: str
 ) -> Evaluated:
-    """The row of an evaluation of so many examples (more than 0) that took so many seconds (more than 0) in all."""
+    """The row of an evaluation of so many examples (more than 0) that took `ranks` processes so many seconds (more than
+    0) in all."""
     return Evaluated(
         model=shapes_key(spec.model),
         benchmark=spec.benchmark.name,
@@ -125,7 +129,8 @@ def evaluated_row(
         examples=examples,
         seconds=seconds,
         examples_per_second=examples / seconds,
-        flops_per_second=examples * evaluation_operations(spec) / seconds,
+        flops_per_second=examples * evaluation_operations(spec) / seconds / ranks,
+        ranks=ranks,
     )
 
 

@@ -72,3 +72,9 @@ class AnswerFiles:
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds answers of this process, durably. Each row has its `request`. Raises StoreError."""
         append_rows(self.folder / f"{self.writer}.jsonl", rows, durable=True)
+
+
+def asked_by(record: JobRecord) -> int:
+    """How many answers the processes of this very job have got."""
+    files = record.answers.glob(f"{record.fingerprint}-*.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in files)
