@@ -241,7 +241,7 @@ def add_comparing_commands(command: Command) -> None:
     """compare."""
     compare = command(
         "compare", "compare", "Compare two scored models on the same examples, benchmark by benchmark.",
-        "A and B are each a cell's id (prism status), overrides in quotes, or a baseline that was evaluated\n"
+        "A and B are each a cell's id (prism status), overrides in quotes, or a finished model that was evaluated\n"
         "(hf:NAME). Of every benchmark and condition that both were scored on: the difference A - B with its standard\n"
         "error and 95 % interval by image, and how likely so large a difference is where there is none. Examples that\n"
         "only one side has are left out and counted; a benchmark whose data are of another version on the other side\n"

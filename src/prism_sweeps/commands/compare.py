@@ -7,24 +7,27 @@ import math
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from prism_sweeps.commands.ask import chosen
 from prism_sweeps.commands.opening import default_store
 from prism_sweeps.commands.output import console, label, numbered, print_json, table
 from prism_sweeps.config.errors import ConfigError, nearest
+from prism_sweeps.config.specs import BaselineSpec
 from prism_sweeps.evaluation.scorers import scorer
 from prism_sweeps.reporting.paired import MCNEMAR, RESAMPLES, Paired, compare, disagreement
 from prism_sweeps.reporting.scored import (
-    BASELINE,
     Evaluated,
     asked_otherwise,
     incomparable,
-    of_baselines,
+    of_baseline,
     of_cell,
+    of_studies,
 )
 from prism_sweeps.reporting.statistics import holm
 
+SCHEMES = ("hf:", "vllm:")
 COLUMNS = ("benchmark", "condition", "n", "A", "B", "A - B", "SE", "95 % interval", "p", "Holm", "test", "McNemar p")
 RIGHT = ("n", "A", "B", "A - B", "SE", "95 % interval", "p", "Holm", "McNemar p")
 EXPLAINED = f"""\
@@ -67,23 +70,31 @@ def run(arguments: Namespace) -> int:
 
 
 def side(arguments: Namespace, text: str) -> Side:
-    """The model that `text` names: a cell's id, overrides with blanks between them, or a baseline."""
-    if BASELINE.match(text):
-        store = default_store(arguments)
-        found = of_baselines(store)
-        of_it = [one for one in found if getattr(one.spec, "model", None) == text]
-        if not of_it:
-            known = {str(one.spec.model) for one in found}
-            raise ConfigError(f"no evaluation of {text} is done in {store.root}; {nearest(text, known)}")
-        return Side(text, {"baseline": text}, of_it)
+    """The model that `text` names: a cell's id, overrides with blanks between them, or a finished model."""
+    name = text.removeprefix("model=")
+    return of_others(arguments, name) if name.startswith(SCHEMES) else of_ours(arguments, text)
+
+
+def of_ours(arguments: Namespace, text: str) -> Side:
     plan, cell, store = chosen(Namespace(**vars(arguments) | {"cell": text.split()}))
+    name = f"cell {cell.id} ({label(cell)}, seed {cell.seed})"
+    found = of_cell(plan, cell, store)
+    if not found:
+        raise ConfigError(f"{name} has no evaluation that is done in {store.root}; prism evaluate scores it")
     about = {"cell": cell.id, "study": plan.study, "label": label(cell), "seed": cell.seed}
-    done = of_cell(plan, cell, store)
-    if not done:
-        raise ConfigError(
-            f"no evaluation of cell {cell.id} ({label(cell)}) is done in {store.root}; prism evaluate does them"
-        )
-    return Side(f"cell {cell.id} ({label(cell)}, seed {cell.seed})", about, done)
+    return Side(name, about, found)
+
+
+def of_others(arguments: Namespace, name: str) -> Side:
+    """Of several precisions, or contents of a folder, what was scored last. Raises ConfigError."""
+    store = default_store(arguments)
+    scheme, _, place = name.partition(":")
+    found = of_baseline(store, (name, f"{scheme}:{Path(place).expanduser().resolve()}"))
+    if not found:
+        known = {one.spec.model for one in of_studies(store) if isinstance(one.spec, BaselineSpec)}
+        raise ConfigError(f"{name} has no evaluation that is done in {store.root}; {nearest(name, known)}")
+    files, precision = found[0].model
+    return Side(name, {"model": files, "precision": precision}, [one for one in found if one.model == found[0].model])
 
 
 # ---- what is compared
@@ -103,7 +114,7 @@ def compared(a: Side, b: Side) -> Compared:
 
 
 def matching(a: Side, b: Side, key: tuple[str, str]) -> tuple[Evaluated, Evaluated]:
-    """Evaluations of the same form of a benchmark, the latest first, if a baseline was scored on several; else any."""
+    """Evaluations of one form of the benchmark, where a finished model was scored on several; else the last ones."""
     of_a, of_b = ([one for one in each.found if one.key == key] for each in (a, b))
     both = [(left, right) for left in of_a for right in of_b]
     return next((pair for pair in both if pair[0].spec.benchmark == pair[1].spec.benchmark), both[0])
@@ -131,12 +142,12 @@ def unpaired(row: Paired) -> Iterator[str]:
 
 
 def with_holm(rows: Sequence[tuple[tuple[str, str], Paired]]) -> list[tuple[tuple[str, str], Paired]]:
-    """Corrected for the benchmarks under one condition: another condition is another question."""
-    corrected = list(rows)
+    """Condition by condition, corrected for the benchmarks under one: another condition is another question."""
+    corrected = []
     for condition in dict.fromkeys(key[1] for key, _ in rows):
-        places = [place for place, (key, _) in enumerate(rows) if key[1] == condition]
-        for place, p in zip(places, holm([rows[place][1].p for place in places]), strict=True):
-            corrected[place] = (rows[place][0], replace(rows[place][1], p_holm=p))
+        part = [(key, row) for key, row in rows if key[1] == condition]
+        adjusted = holm([row.p for _, row in part])
+        corrected += [(key, replace(row, p_holm=p)) for (key, row), p in zip(part, adjusted, strict=True)]
     return corrected
 
 

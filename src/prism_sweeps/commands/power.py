@@ -22,7 +22,7 @@ from prism_sweeps.evaluation.scorers import scorer
 from prism_sweeps.planning.datasets import benchmark_examples
 from prism_sweeps.planning.grid import values_of
 from prism_sweeps.reporting.power import Seen, detectable, examples_for, seen, standard_error
-from prism_sweeps.reporting.scored import Evaluated, of_baselines, of_studies
+from prism_sweeps.reporting.scored import Evaluated, of_studies
 from prism_sweeps.tracking.records import Store
 
 ALPHA, POWER, DIFFERENCE = 0.05, 0.8, 1.0
@@ -170,7 +170,7 @@ def told_by(store: Store, benchmarks: Sequence[Benchmark]) -> dict[Question, See
     """What the models that were scored last show of these benchmarks."""
     wanted = {question(benchmark) for benchmark in benchmarks}
     models: dict[Question, dict[tuple[str, str], Evaluated]] = defaultdict(dict)
-    for one in sorted([*of_studies(store), *of_baselines(store)], key=lambda one: -one.finished):
+    for one in of_studies(store):
         key = question(one.spec.benchmark)
         if one.spec.condition == "real" and key in wanted and len(models[key]) < MODELS:
             models[key].setdefault(one.model, one)

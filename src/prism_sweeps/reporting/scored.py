@@ -1,22 +1,14 @@
-"""Evaluations that a store has: of cells, by its studies' plans, and of baselines, by their records."""
+"""Evaluations that a store has, of cells and of finished models, by the plans of its studies."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from prism_sweeps.config.errors import StoreError
-from prism_sweeps.config.plain import from_plain
-from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking.records import JobRecord, Store
 
-BASELINE = re.compile(r"^(hf|vllm):.")
-"""What names a baseline, where others are named by cell."""
-BASELINE_CONFIG = re.compile(r"^    model: ['\"]?(hf|vllm):", re.MULTILINE)
-"""In a record's config: reading the YAML of every job would take minutes."""
 QUESTIONS = ("index", "version")
 SCORING = ("scorer", "iou_threshold")
 ASKING = ("prompt", "answer", "choices", "likelihood", "max_new_tokens")
@@ -28,7 +20,6 @@ class Evaluated:
 
     spec: EvaluationSpec | BaselineSpec
     record: JobRecord
-    result: dict[str, Any]
     finished: float
 
     @property
@@ -38,7 +29,7 @@ class Evaluated:
 
     @property
     def model(self) -> tuple[str, str]:
-        """What tells its model from others: the last training job, or the baseline's files; and the precision."""
+        """What tells its model from others: the last training job, or the files; and the precision."""
         who = self.spec.parent if isinstance(self.spec, EvaluationSpec) else f"{self.spec.model} {self.spec.content}"
         return who, self.spec.precision
 
@@ -49,45 +40,29 @@ def of_cell(plan: Plan, cell: PlannedCell, store: Store) -> list[Evaluated]:
 
 
 def of_studies(store: Store) -> list[Evaluated]:
-    """Those of all cells of all studies, each once."""
+    """Those of all studies, each once, the last one done first."""
     specs = {
         name: job.spec
         for study in store.studies()
         for name, job in Plan.from_plain(store.study(study).plan()).jobs.items()
-        if job.kind == "evaluate"
     }
-    return list(done_of((spec, store.job(name)) for name, spec in specs.items()))
-
-
-def of_baselines(store: Store) -> list[Evaluated]:
-    """Those of all baselines, the last one done first."""
-    found = done_of((spec, record) for record in records(store) if (spec := baseline_spec(record)) is not None)
+    found = done_of((spec, store.job(name)) for name, spec in specs.items())
     return sorted(found, key=lambda one: -one.finished)
 
 
-def done_of(specs: Iterable[tuple[Any, JobRecord]]) -> Iterator[Evaluated]:
+def of_baseline(store: Store, names: Iterable[str]) -> list[Evaluated]:
+    """Those of the finished model that is called one of `names`, the last one done first."""
+    return [one for one in of_studies(store) if isinstance(one.spec, BaselineSpec) and one.spec.model in names]
+
+
+def done_of(
+    specs: Iterable[tuple[StageSpec | EvaluationSpec | BaselineSpec, JobRecord]],
+) -> Iterator[Evaluated]:
     for spec, record in specs:
-        state = record.state()
-        if state["status"] == "done" and isinstance(spec, EvaluationSpec | BaselineSpec):
-            yield Evaluated(spec, record, state["result"] or {}, float(state["finished"] or 0.0))
-
-
-def records(store: Store) -> list[JobRecord]:
-    return [store.job(path.parent.name) for path in sorted((store.root / "jobs").glob("*/config.yaml"))]
-
-
-def baseline_spec(record: JobRecord) -> BaselineSpec | None:
-    """What a baseline's evaluation was told; None for another job. Raises StoreError for a file that is not YAML."""
-    text = record.config.read_text(encoding="utf-8")
-    if not BASELINE_CONFIG.search(text):
-        return None
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)["job"]["spec"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise StoreError(f"{record.config} is damaged ({error}); remove {record.path} and evaluate again") from None
-    return from_plain(BaselineSpec, content, str(record.config))
+        if not isinstance(spec, StageSpec):
+            state = record.state()
+            if state["status"] == "done":
+                yield Evaluated(spec, record, float(state["finished"]))
 
 
 # ---- whether two of them can be compared
