@@ -34,6 +34,8 @@ def run(arguments: Namespace) -> int:
 
 def trained(plan: Plan, cell: PlannedCell, store: Store) -> Job:
     """The job of the cell's last stage. Raises ConfigError when it is not done."""
+    if not cell.train:
+        raise ConfigError(f"cell {cell.id} is {label(cell)}, a finished model of others: it can be scored, no more")
     job = plan.jobs[cell.train[-1]]
     state = store.job(job.fingerprint).state()["status"]
     if state != "done":

@@ -1,17 +1,20 @@
-"""prism evaluate: the scores of one trained cell."""
+"""prism evaluate: the scores of one trained cell, or of finished models of others."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 
-from prism_sweeps.commands import power
+from prism_sweeps.commands import baselines, power
 from prism_sweeps.commands.opening import one_cell, open_store
 from prism_sweeps.commands.train import run_cell
 from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.planning.baselines import names_baselines
 
 
 def run(arguments: Namespace) -> int:
     power.refuse_options(arguments)
+    if names_baselines(arguments.overrides):
+        return baselines.run(arguments)
     plan, cell = one_cell(arguments)
     store = open_store(plan.store, arguments)
     state = store.job(cell.train[-1]).state()["status"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import CLUSTERS, Cluster, Request
-from prism_sweeps.config.specs import EvaluationSpec, Job
+from prism_sweeps.config.specs import BaselineSpec, Job, StageSpec
 
 FIELDS = {each.name: each for each in fields(Request)}
 RESERVED = {
@@ -62,7 +62,9 @@ def minutes(text: str) -> float | None:
 
 def names_of(job: Job) -> set[str]:
     """What overrides may call a job by: its kind, its stage or benchmark, its language model and its backbone."""
-    own = job.spec.benchmark.name if isinstance(job.spec, EvaluationSpec) else job.spec.name
+    own = job.spec.name if isinstance(job.spec, StageSpec) else job.spec.benchmark.name
+    if isinstance(job.spec, BaselineSpec):
+        return {job.kind, own}
     return {job.kind, own, job.spec.model.llm.name, job.spec.model.backbone.name}
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.schema import Cell
-from prism_sweeps.config.specs import EvaluationSpec, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, StageSpec
 
 T = TypeVar("T")
 
@@ -36,9 +36,13 @@ def cell_from_plain(value: Mapping[str, Any]) -> Cell:
     return from_plain(Cell, value, "cell")
 
 
-def spec_from_plain(value: Mapping[str, Any]) -> StageSpec | EvaluationSpec:
-    """The spec that `plain` wrote, told apart by its `kind`."""
-    kinds: dict[str, type[StageSpec] | type[EvaluationSpec]] = {"train": StageSpec, "evaluate": EvaluationSpec}
+def spec_from_plain(value: Mapping[str, Any]) -> StageSpec | EvaluationSpec | BaselineSpec:
+    """The spec that `plain` wrote, told apart by its `kind`; a finished model's by its `content`."""
+    evaluation = BaselineSpec if "content" in value else EvaluationSpec
+    kinds: dict[str, type[StageSpec] | type[EvaluationSpec] | type[BaselineSpec]] = {
+        "train": StageSpec,
+        "evaluate": evaluation,
+    }
     kind = value.get("kind")
     if kind not in kinds:
         raise ConfigError(f"spec: kind is {kind!r}; {nearest(str(kind), kinds)}")

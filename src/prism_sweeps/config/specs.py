@@ -72,7 +72,7 @@ class Job:
 
     fingerprint: str
     title: str
-    spec: StageSpec | EvaluationSpec
+    spec: StageSpec | EvaluationSpec | BaselineSpec
     parents: list[str] = field(default_factory=list)
 
     @property

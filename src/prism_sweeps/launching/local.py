@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine
-from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.specs import Job, StageSpec
 from prism_sweeps.launching.machine import cores, worker_count
 from prism_sweeps.launching.pool import LaunchError, Pool, StopRequests, Worker, stop_requests
 from prism_sweeps.launching.progress import Display
@@ -81,7 +81,7 @@ def datasets(jobs: Mapping[str, Job]) -> list[str]:
     for job in jobs.values():
         if isinstance(job.spec, StageSpec):
             names.update(source.dataset for source in job.spec.sources.values())
-        elif isinstance(job.spec, EvaluationSpec):
+        else:
             names.add(job.spec.benchmark.index.split("/")[0])
     return sorted(names)
 

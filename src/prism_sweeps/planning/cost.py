@@ -11,7 +11,7 @@ from prism_sweeps.config.flops import (
     sections,
     training_operations,
 )
-from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.planning.datasets import QUESTION_TOKENS, benchmark_examples, known_examples, text_tokens
 
 
@@ -30,7 +30,9 @@ class JobCost:
 
 
 def job_cost(job: Job) -> JobCost:
-    """The cost of a training or evaluation job."""
+    """The cost of a training or evaluation job. Of a finished model of others only the examples are known."""
+    if isinstance(job.spec, BaselineSpec):
+        return JobCost(parameters=0, trainable=0, examples=benchmark_examples(job.spec.benchmark), tokens=None, flops=None)
     return _training_cost(job.spec) if isinstance(job.spec, StageSpec) else _evaluation_cost(job.spec)
 
 

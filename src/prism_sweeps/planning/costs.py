@@ -7,7 +7,7 @@ from typing import Any
 
 from prism_sweeps.config.plain import plain
 from prism_sweeps.config.schema import Cluster, Engine
-from prism_sweeps.config.specs import Job, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, Job, StageSpec
 from prism_sweeps.planning.cost import job_cost
 from prism_sweeps.planning.estimates import Estimate, estimate, place_of
 from prism_sweeps.planning.fitting import Setting, change_that_fits
@@ -47,6 +47,8 @@ class Costs:
 def _alike(job: Job) -> Hashable:
     """The same for jobs whose cost is the same. Cells share the parts of their models, so these count as objects."""
     spec = job.spec
+    if isinstance(spec, BaselineSpec):
+        return spec.kind, spec.benchmark.index, spec.benchmark.examples
     model = tuple(map(id, (spec.model.backbone, spec.model.resolution, spec.model.projector, spec.model.llm)))
     if isinstance(spec, StageSpec):
         sources = tuple(map(id, spec.sources.values()))

@@ -10,7 +10,7 @@ from typing import Any
 from prism_sweeps.config.checks import backbone_patches
 from prism_sweeps.config.cluster import JOINT, names_of, request_for
 from prism_sweeps.config.schema import RECOMPUTATIONS, Cluster, Engine, Tuning
-from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.datasets import longest_text
 from prism_sweeps.planning.estimates import place_of
 from prism_sweeps.planning.memory import ROW, evaluation_memory, needed_of_gpu, training_memory
@@ -38,7 +38,8 @@ class Setting:
     def fits(self) -> bool:
         """By shapes, on the GPU that the cluster names; False where the work cannot be shared out to the devices."""
         place, spec = place_of(self.job, self.engine, self.cluster), self.job.spec
-        assert place.gpu is not None
+        # Of a finished model of others nobody knows how much memory it needs, so nobody asks what would fit.
+        assert place.gpu is not None and not isinstance(spec, BaselineSpec)
         if isinstance(spec, EvaluationSpec):
             memory = evaluation_memory(spec, self.engine, on_gpu=True)
         elif spec.stage.global_batch % place.devices.count:
@@ -83,6 +84,7 @@ def change_that_fits(setting: Setting) -> list[str] | None:
 def _ways(setting: Setting) -> Iterator[list[Changes]]:
     """For each thing that can be changed, the values to try, the gentlest first."""
     spec, engine = setting.job.spec, setting.engine
+    assert not isinstance(spec, BaselineSpec)
     if isinstance(spec, EvaluationSpec):
         yield [{"engine.eval_batch": size} for size in _halves(engine.eval_batch, 1)]
         return

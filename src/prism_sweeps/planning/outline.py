@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.plain import from_plain
 from prism_sweeps.config.schema import Tracking
-from prism_sweeps.config.specs import EvaluationSpec
+from prism_sweeps.config.specs import StageSpec
 from prism_sweeps.planning.plan import Plan
 
 
@@ -79,9 +79,8 @@ def outlined(plan: Plan) -> Outline:
     """The outline of a plan."""
     jobs = {}
     for name, job in plan.jobs.items():
-        evaluation = job.spec if isinstance(job.spec, EvaluationSpec) else None
-        what = evaluation.benchmark.name if evaluation else getattr(job.spec, "name", "")
-        condition = evaluation.condition if evaluation else None
+        what = job.spec.name if isinstance(job.spec, StageSpec) else job.spec.benchmark.name
+        condition = None if isinstance(job.spec, StageSpec) else job.spec.condition
         jobs[name] = JobOutline(name, job.title, job.kind, tuple(job.parents), what, condition)
     cells = [CellOutline(c.id, c.overrides, c.seed, c.baseline, c.train, c.evaluate) for c in plan.cells]
     return Outline(plan.study, cells, jobs, plan.cluster.kind, plan.tracking)

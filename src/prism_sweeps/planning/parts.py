@@ -57,7 +57,8 @@ class Parts:
         spec = {}
         for each in fields(job.spec):
             value = getattr(job.spec, each.name)
-            spec[each.name] = self._name(each.name, value) if each.name in SHARED else self._plain.of(value)
+            shared = each.name in SHARED and is_dataclass(value)  # the model of a baseline is a name
+            spec[each.name] = self._name(each.name, value) if shared else self._plain.of(value)
         return {"fingerprint": job.fingerprint, "title": job.title, "spec": spec, "parents": list(job.parents)}
 
     def _name(self, kind: str, part: Any) -> str:

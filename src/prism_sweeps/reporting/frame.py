@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.reporting.statistics import Codes
 from prism_sweeps.tracking.records import Store
@@ -19,6 +19,8 @@ SPLIT = "split"
 """The tag whose values weigh equally in the score of some benchmarks."""
 TOLERANCE = 0.005
 """Percent by which a job's score may differ from the one its rows give."""
+
+Evaluation = EvaluationSpec | BaselineSpec
 
 CELLS = ["cell", "variant", "seed", "baseline", "state", "done", "jobs", "choices", "overrides"]
 JOBS = ["job", "kind", "title", "state", "reason", "attempts", "seconds", "cpu_seconds", "gpu_seconds", "commit"]
@@ -65,7 +67,7 @@ def read_study(store: Store, study: str) -> StudyFrames:
     """Everything a report needs. Raises StoreError when the study has no plan or a record cannot be read."""
     plan = Plan.from_plain(store.study(study).plan())
     states = {fingerprint: store.job(fingerprint).state() for fingerprint in plan.jobs}
-    evaluations = {name: job.spec for name, job in plan.jobs.items() if isinstance(job.spec, EvaluationSpec)}
+    evaluations = {name: job.spec for name, job in plan.jobs.items() if not isinstance(job.spec, StageSpec)}
     done = [name for name in evaluations if states[name]["status"] == "done"]
     rows = {name: store.job(name).read_predictions() for name in done}
     by_split, unexplained = explain_scores(evaluations, states, rows)
@@ -180,7 +182,7 @@ def reason(job: Job, jobs: Mapping[str, Job], states: Mapping[str, dict[str, Any
 
 
 def score_rows(
-    cells: Iterable[PlannedCell], evaluations: Mapping[str, EvaluationSpec], states: Mapping[str, dict[str, Any]]
+    cells: Iterable[PlannedCell], evaluations: Mapping[str, Evaluation], states: Mapping[str, dict[str, Any]]
 ) -> Iterable[dict[str, Any]]:
     for cell in cells:
         for name in cell.evaluate:
@@ -209,7 +211,7 @@ def number(value: Any) -> float:
 
 def example_frame(
     cells: Iterable[PlannedCell],
-    evaluations: Mapping[str, EvaluationSpec],
+    evaluations: Mapping[str, Evaluation],
     rows: Mapping[str, list[dict[str, Any]]],
 ) -> pd.DataFrame:
     """One row per answer. Columns are built whole: a frame per evaluation would take most of a report's time."""
@@ -236,7 +238,7 @@ def repeated(values: list[str], sizes: Codes) -> pd.Categorical:
 
 
 def explain_scores(
-    evaluations: Mapping[str, EvaluationSpec],
+    evaluations: Mapping[str, Evaluation],
     states: Mapping[str, dict[str, Any]],
     rows: Mapping[str, list[dict[str, Any]]],
 ) -> tuple[frozenset[str], frozenset[str]]:

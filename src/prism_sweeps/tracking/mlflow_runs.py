@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prism_sweeps.config.specs import EvaluationSpec, Job, StageSpec
+from prism_sweeps.config.specs import Job, StageSpec
 from prism_sweeps.planning.plan import Plan, PlannedCell
 from prism_sweeps.tracking.mlflow_client import Point
 from prism_sweeps.tracking.records import JobRecord, Store
@@ -132,9 +132,9 @@ def totals(state: Mapping[str, Any]) -> dict[str, float]:
 
 def place(job: Job) -> tuple[str, ...]:
     """What a job is within its cell: its stage, or its benchmark and condition."""
-    if isinstance(job.spec, EvaluationSpec):
-        return job.spec.benchmark.name, job.spec.condition
-    return (job.spec.name,)
+    if isinstance(job.spec, StageSpec):
+        return (job.spec.name,)
+    return job.spec.benchmark.name, job.spec.condition
 
 
 def scores(cell: PlannedCell, jobs: Mapping[str, Job], states: Mapping[str, dict[str, Any]]) -> Iterator[Point]:
