@@ -184,6 +184,10 @@ def test_unknown_sizes_stay_unknown() -> None:
     assert benchmark_examples(Benchmark("b", "elsewhere/b", examples=5)) == 5
     assert benchmark_examples(Benchmark("b", "nano-benchmarks/b", examples=5000)) == 1000
     assert benchmark_examples(Benchmark("b", "nano-benchmarks-3000/b")) == 3000
+    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="split")) == 3072
+    assert benchmark_examples(Benchmark("b", "pope", examples=4000, each="split")) == 8910
+    assert benchmark_examples(Benchmark("b", "pope", each="split")) == 8910
+    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="colour")) is None
 
 
 def test_sizes_of_a_mix() -> None:

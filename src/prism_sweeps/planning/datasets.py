@@ -32,6 +32,8 @@ PUBLISHED = {
     "ai2d": 15_501,
 }
 """Questions in the evaluation splits of the paper, by the benchmark's index."""
+PARTS = {("ocidref", "clutter"): 3, ("pope", "split"): 3, ("tallyqa", "kind"): 2, ("ai2d", "split"): 2}
+"""How many values a tag (`Benchmark.each`) has: clutter, setting, simple or complex, val or test."""
 PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}
 """Conversations per scene in each source of a nano world."""
 TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 216, "captions": 24}
@@ -67,13 +69,20 @@ def longest_text(sources: Mapping[str, Source]) -> int | None:
 
 
 def benchmark_examples(benchmark: Benchmark) -> int | None:
-    """Examples a benchmark asks about; None if neither it nor its dataset says."""
-    dataset, _, inside = benchmark.index.partition("/")
+    """Examples a benchmark asks about; None if neither it nor its dataset says, or not how many values `each` has."""
+    held = _held(benchmark.index)
+    if benchmark.examples is None:
+        return held
+    parts = PARTS.get((benchmark.index, benchmark.each)) if benchmark.each else 1
+    return None if parts is None else _least(held, parts * benchmark.examples)
+
+
+def _held(index: str) -> int | None:
+    dataset, _, inside = index.partition("/")
     nano = NANO_BENCHMARKS.fullmatch(dataset)
     if nano is not None:
-        return _least(int(nano[1] or NANO_BENCHMARK_EXAMPLES), benchmark.examples)
-    held = EASY_VQA.get(inside) if dataset == "easy-vqa" else PUBLISHED.get(benchmark.index)
-    return _least(held, benchmark.examples)
+        return int(nano[1] or NANO_BENCHMARK_EXAMPLES)
+    return EASY_VQA.get(inside) if dataset == "easy-vqa" else PUBLISHED.get(index)
 
 
 def _source_examples(source: Source) -> int | None:
