@@ -21,6 +21,7 @@ examples:
   prism logs nano/axes                          what the failed jobs wrote
   prism retry nano/axes                         these once more
   prism report nano/axes                        tables, plots and a page
+  prism compare 1a2b3c4d 5e6f7a8b               two scored models on the same examples: how sure the difference is
   prism ask photo.png "What is on the left?" --cell 1a2b3c4d
   prism export 1a2b3c4d --format llava --to FOLDER
 
