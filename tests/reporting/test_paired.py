@@ -195,8 +195,9 @@ def test_interval_is_the_same_every_time_and_whatever_is_held_at_a_time(monkeypa
     assert bootstrap(gap, 300) == once
 
 
-def test_images_that_are_all_alike_give_no_interval() -> None:
-    same = rows([1, 0, 1])
+@pytest.mark.parametrize("images", [None, [0, 0, 1]])
+def test_images_that_are_all_alike_give_no_interval(images: list[int] | None) -> None:
+    same = rows([1, 0, 1], images)
     found = compare(same, same, by_split=False)
     assert found is not None
     assert math.isnan(found.low)

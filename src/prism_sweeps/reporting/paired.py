@@ -153,13 +153,13 @@ def bootstrap(grid: Grid, resamples: int = RESAMPLES, seed: int = SEED) -> tuple
     """The 95 % interval of the grid's mean over draws of its images: BCa (Efron 1987, JASA 82), in units of the scores.
 
     A drawn image comes with all its questions, whatever their split. Bias and skewness are corrected for, as in
-    `scipy.stats.bootstrap`. Draws that miss a whole split have no score and do not count. NaN where all images are
-    alike: they say nothing of others.
+    `scipy.stats.bootstrap`. Draws that miss a whole split have no score and do not count. NaN where all draws score the
+    same: such images say nothing of others.
     """
     kinds_UV, count_U = image_kinds(grid)
-    if len(count_U) < 2:
-        return math.nan, math.nan
     value_R = resampled(kinds_UV, count_U, resamples, seed)
+    if not value_R.size or np.ptp(value_R) <= 1e-12:
+        return math.nan, math.nan
     value = score_of(count_U @ kinds_UV)
     # Equal values differ in their last bits by the order of their sums.
     below = np.mean(value_R < value - 1e-12) + np.mean(np.abs(value_R - value) <= 1e-12) / 2
