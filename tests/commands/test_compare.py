@@ -79,7 +79,8 @@ class Scored:
         """A finished model on nano-pope, with `changes` to the benchmark and the answers of the second cell."""
         ours = self.job(0, "nano-pope").spec
         assert isinstance(ours, EvaluationSpec)
-        self.keep(BaselineSpec(MODEL, "commit", dataclasses.replace(ours.benchmark, **changes), "real"))
+        benchmark = dataclasses.replace(ours.benchmark, **changes)
+        self.keep(BaselineSpec(MODEL, "commit", benchmark, "real", scorer_version=ours.scorer_version))
 
     def keep(self, spec: BaselineSpec) -> None:
         job = Job("0123456789abcdef", f"nano-pope: {MODEL}", spec)
