@@ -84,6 +84,7 @@ def test_help_imports_nothing_heavy() -> None:
         "data",
         "export",
         "import",
+        "compare",
     ],
 )
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
