@@ -1,10 +1,11 @@
-"""Answers against transformers' own generation and against scoring without a cache, at every batch size."""
+"""Greedy text and likelihoods of options against transformers' own generation and against scoring without a cache."""
 
 import pytest
 import torch
 from tiny_evaluation import tiny_vlm
 
-from prism_sweeps.evaluation.answers import choose, generate, option_scores, read_questions
+from prism_sweeps.evaluation.answers import first_scores, generate, greedy, option_scores, read_questions
+from prism_sweeps.evaluation.prefix import read_prefix, read_suffixes
 
 END = [1]
 
@@ -63,31 +64,89 @@ def test_answers_stop_at_end_tokens_and_limits(vlm, asked):
     end = free[5][2]
     stopped = generate(vlm, tokens, questions, [end], [8] * 7)
     assert stopped == [answer[: answer.index(end)] if end in answer else answer for answer in free]
+    assert len({len(answer) for answer in stopped}) > 1
+
+
+def test_no_step_is_taken_that_nobody_needs_and_rows_that_ended_leave(vlm, asked, monkeypatch):
+    tokens, questions = asked
+    rows = []
+    forward = vlm.llm.base_model.forward
+    monkeypatch.setattr(
+        vlm.llm.base_model, "forward", lambda **given: rows.append(len(given["inputs_embeds"])) or forward(**given)
+    )
+    read = read_questions(vlm, tokens, questions)
+    assert rows == [7, 7]  # prefixes, then the rest of the questions
+    greedy(vlm, read, [], [1] * 7)
+    assert len(rows) == 2  # the first token is read off the question
+    limits = [1, 2, 2, 2, 4, 4, 7]
+    greedy(vlm, read, [], limits)
+    assert rows[2:] == [7, 3, 3, 1, 1, 1]
 
 
 OPTIONS = [[[10], [11, 12, 13], [14, 15]], [[20, 21], [22]], [[30], [31]], [[40, 41, 42, 43]], [[5], [6]], [[7]], [[8]]]
 
 
-def naive_score(vlm, tokens_PD, ids, option):
-    """Mean log-likelihood of the option by one pass over question and option, nothing cached, nothing padded."""
+def naive_scores(vlm, tokens_PD, ids, option):
+    """Log-likelihood of each token of the option by one pass over all, nothing cached, nothing padded."""
     logits_TV = vlm.llm(inputs_embeds=embedded(vlm, tokens_PD, ids + option)).logits[0].log_softmax(dim=-1)
     places = range(len(logits_TV) - len(option) - 1, len(logits_TV) - 1)
-    return sum(float(logits_TV[place, token]) for place, token in zip(places, option, strict=True)) / len(option)
+    return [float(logits_TV[place, token]) for place, token in zip(places, option, strict=True)]
 
 
 @torch.inference_mode()
 def test_option_scores_are_mean_log_likelihoods(vlm, asked):
     tokens, questions = asked
-    scores = option_scores(vlm, read_questions(vlm, tokens, questions), OPTIONS)
+    read = read_questions(vlm, tokens, questions)
+    scores, first = option_scores(vlm, read, OPTIONS), first_scores(read, OPTIONS)
     for row, ids in enumerate(questions):
-        expected = [naive_score(vlm, tokens[row], ids, option) for option in OPTIONS[row]]
-        assert scores[row] == pytest.approx(expected, abs=1e-4)
-    chosen = choose(vlm, tokens, questions, OPTIONS)
-    assert chosen == [max(range(len(row)), key=row.__getitem__) for row in scores]
-    one_by_one = [choose(vlm, tokens[r : r + 1], [questions[r]], [OPTIONS[r]])[0] for r in range(7)]
-    assert one_by_one == chosen
+        each = [naive_scores(vlm, tokens[row], ids, option) for option in OPTIONS[row]]
+        assert scores[row] == pytest.approx([sum(gained) / len(gained) for gained in each], abs=1e-5)
+        assert first[row] == pytest.approx([gained[0] for gained in each], abs=1e-5)
 
 
-def test_first_of_equal_options_is_chosen(vlm, asked):
-    tokens, questions = asked
-    assert choose(vlm, tokens, questions, [[[9], [9]]] * 7) == [0] * 7
+@torch.inference_mode()
+def test_scoring_leaves_what_was_read_as_it_was(vlm, asked):
+    read = read_questions(vlm, *asked)
+    said = greedy(vlm, read_questions(vlm, *asked), END, [8] * 7)
+    assert option_scores(vlm, read, OPTIONS) == option_scores(vlm, read, OPTIONS)
+    assert greedy(vlm, read, END, [8] * 7) == said
+
+
+# ---- prefixes
+
+
+@torch.inference_mode()
+def test_questions_go_on_from_their_images_prefix_in_any_order(vlm, asked):
+    tokens, _ = asked
+    common, images = [0, 9, 9], [2, 0, 0, 1, 2]
+    rest = [[5, 6, 7], [8], [8, 8, 8, 8], [4, 3], [3]]
+    whole = [[*common, *ids] for ids in rest]
+    apart = [generate(vlm, tokens[image][None], [ids], END, [6])[0] for image, ids in zip(images, whole, strict=True)]
+    prefixes = read_prefix(vlm, tokens[:3], common, 0)
+    for _ in range(2):  # a prefix is not used up
+        assert greedy(vlm, read_suffixes(vlm, prefixes, images, rest, 0), END, [6] * 5) == apart
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("room", [0, 19, 22, 100])
+def test_answers_outgrow_the_room_that_was_thought_enough(vlm, asked, room):
+    tokens, _ = asked
+    prefixes = read_prefix(vlm, tokens[:2], [0, 9, 9], room)
+    others = read_suffixes(vlm, prefixes, [0, 1], [[8, 8, 8], [7, 7]], room)
+    assert greedy(vlm, others, [], [5, 5])
+    read = read_suffixes(vlm, prefixes, [0, 1], [[5], [6]], room)
+    ends = [layer.get_seq_length() for layer in prefixes.layers]
+    expected = generate(vlm, tokens[:2], [[0, 9, 9, 5], [0, 9, 9, 6]], [], [90, 40])
+    assert greedy(vlm, read, [], [90, 40]) == expected
+    assert [layer.get_seq_length() for layer in prefixes.layers] == ends
+    assert all(bool(torch.isfinite(layer.keys).all()) for layer in prefixes.layers)
+
+
+def test_one_question_on_each_image_needs_no_second_copy_of_their_prefixes(vlm, asked):
+    tokens, _ = asked
+    prefixes = read_prefix(vlm, tokens[:2], [0, 9], 30)
+    straight = read_suffixes(vlm, prefixes, [0, 1], [[5], [6]], 30)
+    turned = read_suffixes(vlm, prefixes, [1, 0], [[6], [5]], 30)
+    assert straight.cache.layers[0].stored[0] is prefixes.layers[0].stored[0]
+    assert turned.cache.layers[0].stored[0] is not prefixes.layers[0].stored[0]
+    torch.testing.assert_close(straight.logits_BV, turned.logits_BV.flip(0))

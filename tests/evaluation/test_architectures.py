@@ -4,13 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from asked_models import answered, greedy_without_cache, likelihoods_without_cache, loaded, pictures, request, with_llm
 from rows import Rows
 from tiny_evaluation import model_spec
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MptConfig,
+    MptForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
-from prism_sweeps.evaluation.answers import generate, option_scores, read_questions
+from prism_sweeps.evaluation.prefix import bears_padding, read_prefix, read_suffixes
 from prism_sweeps.models.vlm import build_vlm
+from prism_sweeps.models.weights import private_seed
 
-END = [1]
 ARCHITECTURES = {
     "llama": {"head_dim": 16},
     "mistral": {"sliding_window": 8},
@@ -22,7 +35,8 @@ ARCHITECTURES = {
     "smollm3": {},
     "olmo2": {},
 }
-QUESTIONS = [[0, 5, 9, 33], [0, 7, 7, 8, 120, 4, 91, 17, 60, 2], [0, 11]]
+WINDOWED = ("mistral", "gemma3_text")
+TEXTS = ("what is it?", "a", "is it the red one over there?", "what")
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -36,40 +50,82 @@ def vlm(request):
             if parameter.dim() == 2:
                 parameter.mul_(8.0)
     vlm.train_only(())
+    assert bears_padding(vlm.llm) == (request.param not in WINDOWED)
     return vlm
 
 
-@pytest.fixture
-def tokens(vlm):
-    with torch.inference_mode():
-        return vlm.image_tokens({"tiny": torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))})
+def asked(folder, *options):
+    """Two images and the grey one, four questions about each."""
+    images = [*pictures(folder, 2), None]
+    return [request(f"{place}-{text}", image, text, *options) for place, image in enumerate(images) for text in TEXTS]
 
 
-def alone(vlm, tokens_PD, ids):
-    text_TD = vlm.llm.get_input_embeddings()(torch.tensor(ids))
-    return torch.cat([text_TD[:1], tokens_PD, text_TD[1:]])[None]
+def check_answers(model, folder):
+    requests = asked(folder)
+    ours = answered(model, requests, 5)
+    expected = {each.id: greedy_without_cache(model, each) for each in requests}
+    assert {name: answer.text for name, answer in ours.items()} == expected
+    return expected
 
 
-def test_answers_are_those_of_the_model_without_a_cache(vlm, tokens):
-    ours = generate(vlm, tokens, QUESTIONS, END, [6] * 3)
-    for row, ids in enumerate(QUESTIONS):
-        said: list[int] = []
-        with torch.inference_mode():
-            while len(said) < 6 and (not said or said[-1] not in END):
-                logits = vlm.llm(inputs_embeds=alone(vlm, tokens[row], [*ids, *said]), use_cache=False).logits
-                said.append(int(logits[0, -1].argmax()))
-        assert ours[row] == [token for token in said if token not in END]
+def check_likelihoods(model, folder):
+    requests = asked(folder, "no", "A", "none of them")
+    ours = answered(model, requests, 5)
+    for each in requests:
+        expected = likelihoods_without_cache(model, each)
+        assert ours[each.id].log_likelihoods == pytest.approx(expected, abs=2e-5)
+        assert ours[each.id].text == each.options[max(range(3), key=expected.__getitem__)]
 
 
-def test_options_are_scored_as_without_a_cache(vlm, tokens):
-    options = [[3], [40, 41, 42]]
-    with torch.inference_mode():
-        found = option_scores(vlm, read_questions(vlm, tokens, QUESTIONS), [options] * 3)
-        for row, ids in enumerate(QUESTIONS):
-            for option, score in zip(options, found[row], strict=True):
-                logits = vlm.llm(inputs_embeds=alone(vlm, tokens[row], [*ids, *option]), use_cache=False).logits[0]
-                given = logits[-len(option) - 1 : -1].log_softmax(-1)
-                assert float(given[range(len(option)), option].mean()) == pytest.approx(float(score), abs=1e-4)
+def test_answers_are_those_of_the_model_without_a_cache(vlm, tmp_path):
+    check_answers(loaded(vlm), tmp_path)
+
+
+def test_options_are_scored_as_without_a_cache(vlm, tmp_path):
+    check_likelihoods(loaded(vlm), tmp_path)
+
+
+# ---- other ways to tell positions: learned ones, and none but a bias by distance (ALiBi)
+
+SHAPE = {"vocab_size": 258, "hidden_size": 32}
+OTHERS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=258, n_embd=32, n_layer=2, n_head=4, n_positions=160)),
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            **SHAPE,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=64,
+            max_position_embeddings=160,
+            word_embed_proj_dim=32,
+        )
+    ),
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(**SHAPE, num_hidden_layers=2, num_attention_heads=4, alibi=True, max_position_embeddings=160)
+    ),
+    "bloom": lambda: BloomForCausalLM(BloomConfig(**SHAPE, n_layer=2, n_head=4, tie_word_embeddings=False)),
+    "mpt": lambda: MptForCausalLM(MptConfig(vocab_size=258, d_model=32, n_layers=2, n_heads=4, max_seq_len=160)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_positions_may_be_learned_or_distances(kind, tmp_path):
+    with private_seed(4):
+        model = with_llm(OTHERS[kind]())
+    assert len(set(check_answers(model, tmp_path).values())) > 2
+    check_likelihoods(model, tmp_path)
+
+
+@torch.inference_mode()
+def test_a_window_is_not_asked_through_padding(tmp_path):
+    spec = model_spec()
+    llm = replace(spec.llm, architecture="mistral", config={"sliding_window": 8})
+    vlm = build_vlm(replace(spec, llm=llm), 1)
+    prefixes = read_prefix(vlm, torch.randn(1, 16, 32), [0], 0)
+    with pytest.raises(ValueError, match="one length at a time"):
+        read_suffixes(vlm, prefixes, [0, 0], [[5], [5, 6]], 0)
+    wide = build_vlm(replace(spec, llm=replace(llm, config={"sliding_window": 4096})), 1)
+    assert bears_padding(wide.llm)  # no question is as long
 
 
 def test_a_batch_has_the_loss_of_its_rows_and_reaches_the_projector(vlm):

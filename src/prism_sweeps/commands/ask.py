@@ -19,8 +19,8 @@ def run(arguments: Namespace) -> int:
         raise DataError(f"{arguments.image}: no such image file")
     plan, cell, store = chosen(arguments)
     job = trained(plan, cell, store)
+    from prism_sweeps.evaluation.asking import ask
     from prism_sweeps.evaluation.loading import load_model
-    from prism_sweeps.evaluation.runner import ask
 
     model = load_model(job.spec.model, store.job(job.fingerprint).weights, job.spec.precision, plan.engine)
     answer = ask(model, arguments.image, arguments.question, arguments.max_new_tokens)

@@ -1,61 +1,49 @@
-"""Examples as the model gets them, in the order it gets them."""
+"""Requests as the model gets them, in the order it gets them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from prism_sweeps.config.errors import ConfigError, DataError, nearest
-from prism_sweeps.config.suite import ANSWERS, Benchmark
-from prism_sweeps.evaluation.benchmarks import LETTERS, Example, lettered, render_prompt
-from prism_sweeps.evaluation.scorers import Gold, gold_of
+from prism_sweeps.config.errors import ConfigError, DataError
+from prism_sweeps.evaluation.requests import Request, Unanswered
 from prism_sweeps.models.prompts import PromptFormat
 
 WINDOW = 4
-"""Batches whose images are encoded together, each once."""
+"""Batches of questions whose images are read together, each once; and what is sorted by length together."""
+
+Group = list[Request]
+"""Requests about one image."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One example, ready to be asked."""
+    """One request, ready to be asked."""
 
-    example: Example
-    gold: Gold
-    image: Path | None
-    """What is shown; None is the grey image."""
+    request: Request
+    image: int
+    """Which of the images that are read together."""
     ids: list[int]
     """BOS and the text up to where the answer starts; the patches go after BOS."""
-    options: dict[str, list[int]]
-    """What may be answered, with its tokens; empty when the answer is free text."""
+    options: list[list[int]]
+    """Tokens of what may be answered; none when the answer is free text."""
     limit: int
     """Tokens a free answer may have."""
 
 
-def questions_of(
-    examples: Sequence[Example], shown: dict[str, Path | None], benchmark: Benchmark, prompts: PromptFormat, room: int
-) -> list[Question]:
-    """The examples, shown what `shown` says, for a language model with `room` positions for text.
-
-    Raises ConfigError and DataError for a benchmark or an example that cannot be asked or scored.
-    """
-    options_of = options_by(benchmark, prompts)
-    questions = []
-    for example in examples:
-        ids = prompts.question(render_prompt(benchmark.prompt, example))
-        options = options_of(example)
-        needed = max(map(len, options.values()), default=1)
-        questions.append(
-            Question(
-                example=example,
-                gold=gold_of(example, benchmark),
-                image=shown[example.key],
-                ids=ids,
-                options=options,
-                limit=min(benchmark.max_new_tokens, room_left(ids, room, needed, f"example '{example.id}'")),
-            )
-        )
-    return questions
+def question_of(
+    request: Request, image: int, options: Mapping[str, list[int]], prompts: PromptFormat, room: int
+) -> Question | Unanswered:
+    """`options` has the tokens of all options; the language model has `room` positions for text."""
+    ids, of_request = prompts.question(request.text), [options[option] for option in request.options]
+    shown = "the grey image" if request.image is None else f"image '{request.image}'"
+    try:
+        needed = max(map(len, of_request), default=1)
+        left = room_left(ids, room, needed, f"example '{request.id}' on {shown}")
+    except DataError as error:
+        return Unanswered(str(error))
+    return Question(request, image, ids, of_request, min(request.limit, left))
 
 
 def room_left(ids: Sequence[int], room: int, needed: int, what: str) -> int:
@@ -68,30 +56,76 @@ def room_left(ids: Sequence[int], room: int, needed: int, what: str) -> int:
     return room - len(ids)
 
 
-def options_by(benchmark: Benchmark, prompts: PromptFormat) -> Callable[[Example], dict[str, list[int]]]:
-    """What may be answered, as a function of the example. Raises ConfigError."""
-    if benchmark.answer not in ANSWERS:
-        raise ConfigError(
-            f"{benchmark.name}: unknown answer '{benchmark.answer}'; {nearest(benchmark.answer, ANSWERS)}"
-        )
-    if benchmark.answer == "letter":
-        tokens = {letter: prompts.answer(letter) for letter in LETTERS}
-        return lambda example: {letter: tokens[letter] for letter, _ in lettered(example)}
-    if benchmark.answer != "choice":
-        return lambda example: {}
-    choices = {choice: prompts.answer(choice) for choice in benchmark.choices}
-    if not choices or not all(choice.strip() and tokens for choice, tokens in choices.items()):
-        raise ConfigError(f"{benchmark.name}: answer 'choice' needs `choices`, none of them empty")
-    return lambda example: choices
+def option_tokens(requests: Sequence[Request], prompts: PromptFormat) -> dict[str, list[int]]:
+    """The tokens of all options. Raises ConfigError for options that cannot be compared."""
+    offers = dict.fromkeys((request.options, request.likelihood) for request in requests)
+    tokens = {option: prompts.answer(option) for option in dict.fromkeys(o for options, _ in offers for o in options)}
+    nothing = prompts.answer("") if tokens else []
+    for option, ids in tokens.items():
+        if not ids or ids == nothing:
+            raise ConfigError(f"option {option!r} is nothing to the language model, so it has no likelihood")
+    for options, likelihood in offers:
+        if likelihood == "first-token":
+            _check_first_tokens(options, tokens)
+    return tokens
 
 
-def windows(questions: Sequence[Question], batch: int) -> list[list[list[Question]]]:
-    """Batches in groups: questions about one image stay together, and within a group batches are of like length.
+def _check_first_tokens(options: Sequence[str], tokens: Mapping[str, list[int]]) -> None:
+    first: dict[int, str] = {}
+    for option in options:
+        other = first.setdefault(tokens[option][0], option)
+        if other != option:
+            raise ConfigError(
+                f"likelihood first-token cannot tell the options '{other}' and '{option}' apart: both begin with the "
+                "same token of this language model; likelihood full-string compares whole options"
+            )
 
-    What is in a batch depends on the questions and its size alone, so a run that is resumed sees the same batches.
+
+def units(requests: Sequence[Request], size: int) -> list[list[Group]]:
+    """Images that are read together, each once, with all that is asked about them.
+
+    Not more than `size` images; and questions for about WINDOW batches of `size`, more only where one image has more.
+    Images with questions of like length come together. The order hangs on the requests and `size` alone.
     """
-    places = {question.image: place for place, question in reversed(list(enumerate(questions)))}
-    by_image = sorted(questions, key=lambda question: places[question.image])
-    groups = [by_image[start : start + WINDOW * batch] for start in range(0, len(by_image), WINDOW * batch)]
-    ordered = [sorted(group, key=lambda question: len(question.ids)) for group in groups]
-    return [[group[start : start + batch] for start in range(0, len(group), batch)] for group in ordered]
+    by_image: dict[str | None, Group] = {}
+    for request in requests:
+        by_image.setdefault(request.shown, []).append(request)
+    found: list[list[Group]] = []
+    for window in _windows(list(by_image.values()), WINDOW * size):
+        window.sort(key=lambda group: max(len(request.text) for request in group))
+        found += [window[start : start + size] for start in range(0, len(window), size)]
+    return found
+
+
+def _windows(groups: Sequence[Group], most: int) -> Iterator[list[Group]]:
+    """Groups one after another, with `most` requests together where they are not more by themselves."""
+    window: list[Group] = []
+    for group in groups:
+        if window and sum(map(len, window)) + len(group) > most:
+            yield window
+            window = []
+        window.append(group)
+    if window:
+        yield window
+
+
+def rounds(questions: Sequence[Question], size: int, pads: bool) -> list[list[Question]]:
+    """Batches of at most `size`, with and without options apart, of like length, or of one length unless it `pads`."""
+
+    def alike(question: Question) -> tuple[bool, int]:
+        return bool(question.options), 0 if pads else len(question.ids)
+
+    ordered = sorted(questions, key=lambda question: (bool(question.options), len(question.ids)))
+    batches: list[list[Question]] = []
+    for _, group in itertools.groupby(ordered, key=alike):
+        together = list(group)
+        batches += [together[start : start + size] for start in range(0, len(together), size)]
+    return batches
+
+
+def common_prefix(questions: Sequence[Question]) -> list[int]:
+    """The tokens that all begin with, at most all but the last of any."""
+    first, last = min(each.ids for each in questions), max(each.ids for each in questions)
+    pairs = enumerate(zip(first, last, strict=False))
+    same = next((place for place, (one, other) in pairs if one != other), min(len(first), len(last)))
+    return first[: min(same, *(len(each.ids) - 1 for each in questions))]
