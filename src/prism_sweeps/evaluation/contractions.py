@@ -1,4 +1,4 @@
-"""The contraction table of the VQA metric, as data.
+"""The contraction tables of the VQA metric, as data.
 
 Source: `contractions` of the official scorer, GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py; the
 EvalAI processor of TextVQA (facebookresearch/mmf) has the same table. Its oddities are part of the metric: keys with a
@@ -131,3 +131,26 @@ CONTRACTIONS: MappingProxyType[str, str] = MappingProxyType(
         "youve": "you've",
     }
 )
+
+_STRAIGHT = frozenset({"aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"})
+"""Of these the VizWiz tables write the contraction with a straight apostrophe."""
+_STRAIGHT_KEYS = frozenset({"couldn'tve", "hadn'tve"})
+"""These themselves they write so."""
+
+
+def _marked(mark: str) -> MappingProxyType[str, str]:
+    """The table with `mark` for most apostrophes."""
+    return MappingProxyType(
+        {
+            short if short in _STRAIGHT_KEYS else short.replace("'", mark): (
+                full if short in _STRAIGHT else full.replace("'", mark)
+            )
+            for short, full in CONTRACTIONS.items()
+        }
+    )
+
+
+VIZWIZ_OFFICIAL_CONTRACTIONS = _marked("\u2019")
+"""Of the VizWiz API (vqaEval.py): apostrophes are typographic ones, so that "dont" becomes what nobody types."""
+VIZWIZ_CONTRACTIONS = _marked("`")
+"""Of TRI-ML/vlm-evaluation (util/evaluation/vizwiz/eval.py), which made backticks of them."""

@@ -1,4 +1,4 @@
-"""From scored predictions to a benchmark's result. All scores are in percent."""
+"""From scored predictions to a benchmark's result. Scores and their errors are in percent."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from prism_sweeps.config.suite import Benchmark
-from prism_sweeps.evaluation.scorers import Row, accuracy, by_tag, percent, scorer
+from prism_sweeps.evaluation.scorers import Row, scorer
+from prism_sweeps.evaluation.scoring.rows import by_tag
 
 
 def result_of(rows: Sequence[Row], benchmark: Benchmark) -> dict[str, Any]:
-    """Score, standard error, n, further metrics, and the score for each value of each tag.
+    """Score, standard error, n, further metrics, and the same for each value of each tag.
 
-    The standard error is null when fewer than two images were asked about. It does not depend on the order of `rows`.
+    An answer counts with all of its text, however long; an empty one is no special case for a scorer, and there is a
+    count of them, `empty_answer_count`. A standard error is null when fewer than two images were asked about. Nothing
+    depends on the order of `rows`.
     """
     kind = scorer(benchmark.scorer)
     strata = [str(row["tags"].get("split", "")) for row in rows] if kind.equal_splits else [""] * len(rows)
-    score, error = score_and_error(rows, strata)
     empty = sum(not row["answer"].strip() for row in rows)
     return {
-        "score": score,
-        "standard_error": error,
-        "n": len(rows),
-        "metrics": {**kind.metrics(rows, benchmark), "empty_answers": percent(empty, len(rows))},
+        **summary(rows, strata),
+        "metrics": {**kind.metrics(rows, benchmark), "empty_answer_count": empty},
         "groups": {tag: groups_of(rows, tag) for tag in sorted({tag for row in rows for tag in row["tags"]})},
     }
 
 
-def groups_of(rows: Sequence[Row], tag: str) -> dict[str, dict[str, float]]:
-    return {value: {"score": accuracy(part), "n": len(part)} for value, part in by_tag(rows, tag).items()}
+def summary(rows: Sequence[Row], strata: Sequence[str]) -> dict[str, Any]:
+    score, error = score_and_error(rows, strata)
+    return {"score": score, "standard_error": error, "n": len(rows)}
+
+
+def groups_of(rows: Sequence[Row], tag: str) -> dict[str, dict[str, Any]]:
+    """For each value of a tag the score of its rows, whatever their split."""
+    return {value: summary(part, [""] * len(part)) for value, part in by_tag(rows, tag).items()}
 
 
 def score_and_error(rows: Sequence[Row], strata: Sequence[str]) -> tuple[float, float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from prism_sweeps.evaluation.contractions import CONTRACTIONS
@@ -46,18 +47,18 @@ def vqa_punctuation(text: str) -> str:
     return PERIOD_NOT_BEFORE_DIGIT.sub("", cleaned, count=MOST_PERIODS)
 
 
-def vqa_words(text: str) -> str:
-    """`text` lower-cased, number words as digits, without articles, contractions with their apostrophes.
+def vqa_words(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
+    """`text` lower-cased, number words as digits, without articles, contractions as the table has them.
 
     Source: `processDigitArticle`, GT-Vision-Lab/VQA, vqaEval.py.
     """
     words = [NUMBER_WORDS.get(word, word) for word in text.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join(contractions.get(word, word) for word in words if word not in ARTICLES)
 
 
-def vqa_answer(text: str) -> str:
+def vqa_answer(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """A predicted answer as VQAv2 and VizWiz compare it. Source: `evaluate`, GT-Vision-Lab/VQA, vqaEval.py."""
-    return vqa_words(vqa_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
+    return vqa_words(vqa_punctuation(text.replace("\n", " ").replace("\t", " ").strip()), contractions)
 
 
 def textvqa_answer(text: str) -> str:
@@ -69,9 +70,18 @@ def textvqa_answer(text: str) -> str:
     return vqa_answer(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
 
 
+def gqa_answer(text: str) -> str:
+    """A predicted answer as GQA compares it: without ASCII punctuation and lower-cased, spaces inside left alone.
+
+    Source: `GQAScorer.convert_results`, TRI-ML/vlm-evaluation; its models strip what they have generated.
+    """
+    return text.strip().translate(_NO_PUNCTUATION).lower()
+
+
 def without_punctuation(text: str) -> str:
-    """`text` lower-cased without ASCII punctuation, spaces collapsed (GQA predictions in vlm-evaluation)."""
-    return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+    """`text` lower-cased without ASCII punctuation, spaces collapsed; what is nothing but punctuation keeps it."""
+    plain = " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+    return plain or " ".join(text.split())
 
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -1,0 +1,1 @@
+"""What one answer earns, and what is reported besides, for each kind of benchmark."""

@@ -1,0 +1,65 @@
+"""A scorer of one's own, which a benchmark names as `package.module:name`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from numbers import Real
+from typing import Any
+
+from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.suite import Benchmark
+from prism_sweeps.evaluation.scoring.golds import answers_or_box
+from prism_sweeps.evaluation.scoring.rows import Row, Scorer
+
+
+@cache
+def own_scorer(name: str) -> Scorer:
+    """The Scorer `name`, or one made of the function `name`: (answer, gold) -> 0..1.
+
+    For a function, `gold` is the list of the example's answers, or its box where it has none. What a function says is
+    kept under its name, so one that says something else wants another name. Raises ConfigError that names what is
+    missing; what goes wrong inside of the module is raised as it is.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"scorer '{name}': package.module:name is wanted")
+    found = found_in(module, attribute, name)
+    if isinstance(found, Scorer):
+        return found
+    if not callable(found):
+        raise ConfigError(
+            f"scorer '{name}': {attribute} is of type {type(found).__name__}; a Scorer or a function of answer and "
+            "gold is wanted"
+        )
+    return Scorer(scored_by(found, name), answers_or_box)
+
+
+def found_in(module: str, attribute: str, name: str) -> Any:
+    """What `module` calls `attribute`."""
+    try:
+        code = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise ConfigError(f"scorer '{name}': its module needs {error.name}, which is not installed") from error
+        raise ConfigError(
+            f"scorer '{name}': there is no module {error.name}; its folder belongs on PYTHONPATH, or install it"
+        ) from None
+    if not hasattr(code, attribute):
+        raise ConfigError(f"scorer '{name}': module {module} has no {attribute}")
+    return getattr(code, attribute)
+
+
+def scored_by(function: Callable[[str, Any], Any], name: str) -> Callable[[Row, Benchmark], float]:
+    """The function as a score, with its values checked."""
+
+    def score(row: Row, benchmark: Benchmark) -> float:
+        value = function(row["answer"], row["gold"])
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ConfigError(
+                f"scorer '{name}': it said {value!r} of example '{row['id']}'; a number of 0..1 is wanted"
+            )
+        return float(value)
+
+    return score
