@@ -12,19 +12,16 @@ import pytest
 import tiny_hf
 import torch
 from PIL import Image
+from tiny_hf import OPTIONS, QUESTION, ask, choices, free
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LlamaForCausalLM
-from transformers import logging as transformers_logging
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.evaluation.baselines import Source, load_model, load_processor
 from prism_sweeps.evaluation.hf_model import HFModel
 from prism_sweeps.evaluation.own_prompt import OwnPrompt, Row
-from prism_sweeps.evaluation.requests import Answer, Request, Unanswered
+from prism_sweeps.evaluation.requests import Answer, Request
 
-transformers_logging.disable_progress_bar()
 KINDS = list(tiny_hf.FOLDERS)
-QUESTION = "What colour is the car?"
-OPTIONS = ("red", "blue green", "no")
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[Q]{% for part in message.content %}"
     "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% else %}[A]  {{ message.content[0].text }}</s>"
@@ -32,45 +29,9 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {kind: make(root / kind) for kind, make in tiny_hf.FOLDERS.items()}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> list[Path]:
-    root, drawn = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    files = [root / f"{number}.png" for number in range(3)]
-    for number, file in enumerate(files):
-        Image.fromarray(drawn.integers(0, 255, (40 + 10 * number, 52, 3), dtype=np.uint8)).save(file)
-    return files
-
-
 def opened(folder: Path, batch: int = 4) -> HFModel:
     source = Source(str(folder), None)
     return HFModel(load_model(source, torch.float32, torch.device("cpu")), load_processor(source), batch)
-
-
-def ask(model: HFModel, requests: list[Request]) -> dict[str, Answer | Unanswered]:
-    told = {request.id: answer for part in model.answers(requests) for request, answer in part}
-    assert sorted(told) == sorted(request.id for request in requests)
-    return told
-
-
-def free(images: list[Path], count: int = 5) -> list[Request]:
-    texts = (f"{QUESTION} one", f"{QUESTION} two three Answer the question", QUESTION)
-    return [
-        Request(f"free {n}", images[n % 3].name, images[n % 3], texts[n % len(texts)], limit=5) for n in range(count)
-    ]
-
-
-def choices(images: list[Path], **changes) -> list[Request]:
-    request = Request("", None, None, QUESTION, options=OPTIONS)
-    return [
-        replace(request, id=f"choice {n}", shown=image.name, image=image, text=f"{QUESTION} one" * n, **changes)
-        for n, image in enumerate(images, start=1)
-    ]
 
 
 # ---- against transformers alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,10 @@ from transformers import (
     T5Config,
 )
 
+from prism_sweeps.evaluation.requests import Answer, Answerer, Request, Unanswered
+
+QUESTION = "What colour is the car?"
+OPTIONS = ("red", "blue green", "no")
 SPECIAL = ["<s>", "</s>", "<pad>", "<unk>"]
 TEXT = "USER: ASSISTANT: What colour is the car? red blue green yes no true false Answer the question one two three"
 WIDTH = 32
@@ -177,3 +182,27 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "instructblip-t5": lambda folder: instructblip(folder, encoder_decoder=True),
     "qwen2_vl": qwen2_vl,
 }
+
+
+# ---- what they are asked
+
+
+def ask(model: Answerer, requests: list[Request]) -> dict[str, Answer | Unanswered]:
+    told = {request.id: answer for part in model.answers(requests) for request, answer in part}
+    assert sorted(told) == sorted(request.id for request in requests)
+    return told
+
+
+def free(images: list[Path], count: int = 5) -> list[Request]:
+    texts = (f"{QUESTION} one", f"{QUESTION} two three Answer the question", QUESTION)
+    return [
+        Request(f"free {n}", images[n % 3].name, images[n % 3], texts[n % len(texts)], limit=5) for n in range(count)
+    ]
+
+
+def choices(images: list[Path], **changes) -> list[Request]:
+    request = Request("", None, None, QUESTION, options=OPTIONS)
+    return [
+        replace(request, id=f"choice {n}", shown=image.name, image=image, text=f"{QUESTION} one" * n, **changes)
+        for n, image in enumerate(images, start=1)
+    ]

@@ -89,7 +89,7 @@ class HFModel:
         for row, ids in zip(rows, sequences[:, -steps.count :].tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
             text = self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)
-            found.append((row.request, Answer(text.strip(), size=size_of(row))))
+            found.append((row.request, Answer(text.strip(), size=row.size)))
         return found
 
     # ---- options
@@ -109,8 +109,7 @@ class HFModel:
         found: list[Answered] = [(rows[place].request, why) for place, why in refused.items()]
         for place in [place for place in range(len(rows)) if place not in refused]:
             scores = [told[place][tuple(ids)] for ids in options[place].ids]
-            best = rows[place].request.options[max(range(len(scores)), key=scores.__getitem__)]
-            found.append((rows[place].request, Answer(best, tuple(scores), size_of(rows[place]))))
+            found.append((rows[place].request, rows[place].likeliest(scores)))
         return found
 
     def lead(
@@ -271,10 +270,6 @@ def positions_of(config: Any) -> int:
 def lengths_of(inputs: dict[str, Any]) -> list[int]:
     lengths: list[int] = inputs["attention_mask"].sum(dim=1).tolist()
     return lengths
-
-
-def size_of(row: Row) -> tuple[int, int] | None:
-    return None if row.request.image is None else row.image.size
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from prism_sweeps.config.errors import ConfigError, DataError
-from prism_sweeps.evaluation.requests import Request, Unanswered
+from prism_sweeps.evaluation.requests import Answer, Request, Unanswered
 from prism_sweeps.models.resize import GREY, load_image
 
 GREY_PIXELS = 384
@@ -139,6 +139,16 @@ class Row:
     request: Request
     image: Image.Image
     text: str
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of the image; None of the grey one."""
+        return None if self.request.image is None else self.image.size
+
+    def likeliest(self, scores: Sequence[float]) -> Answer:
+        """The option with the highest score, the first of equals."""
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return Answer(self.request.options[best], tuple(scores), self.size)
 
 
 def rows_of(requests: Sequence[Request], prompt: OwnPrompt) -> Iterator[Row | tuple[Request, Unanswered]]:

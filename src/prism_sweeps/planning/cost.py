@@ -32,7 +32,8 @@ class JobCost:
 def job_cost(job: Job) -> JobCost:
     """The cost of a training or evaluation job. Of a finished model of others only the examples are known."""
     if isinstance(job.spec, BaselineSpec):
-        return JobCost(parameters=0, trainable=0, examples=benchmark_examples(job.spec.benchmark), tokens=None, flops=None)
+        examples = benchmark_examples(job.spec.benchmark)
+        return JobCost(parameters=0, trainable=0, examples=examples, tokens=None, flops=None)
     return _training_cost(job.spec) if isinstance(job.spec, StageSpec) else _evaluation_cost(job.spec)
 
 

@@ -39,7 +39,8 @@ class Setting:
         """By shapes, on the GPU that the cluster names; False where the work cannot be shared out to the devices."""
         place, spec = place_of(self.job, self.engine, self.cluster), self.job.spec
         # Of a finished model of others nobody knows how much memory it needs, so nobody asks what would fit.
-        assert place.gpu is not None and not isinstance(spec, BaselineSpec)
+        assert place.gpu is not None
+        assert not isinstance(spec, BaselineSpec)
         if isinstance(spec, EvaluationSpec):
             memory = evaluation_memory(spec, self.engine, on_gpu=True)
         elif spec.stage.global_batch % place.devices.count:
