@@ -9,10 +9,10 @@ from tiny_evaluation import PARENT, model_spec, open_store, run
 from prism_sweeps.config.errors import ConfigError, DataError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.evaluation import runner
+from prism_sweeps.evaluation.asking import ask
 from prism_sweeps.evaluation.benchmarks import read_index
 from prism_sweeps.evaluation.conditions import shown_images
 from prism_sweeps.evaluation.loading import load_model
-from prism_sweeps.evaluation.runner import ask
 from prism_sweeps.tracking.records import Interrupted
 
 KINDS = {
@@ -176,9 +176,7 @@ def test_an_unreadable_image_costs_its_own_questions_alone(small, loads):
     whole = image.read_bytes()
     for broken in (lambda: image.write_bytes(b"not an image"), image.unlink):
         broken()
-        with pytest.raises(
-            DataError, match=r"3 of 21 questions cannot be .*: example '4-0'.*images/4\.png.*kept"
-        ):
+        with pytest.raises(DataError, match=r"3 of 21 questions cannot be .*: example '4-0'.*images/4\.png.*kept"):
             run(small, "bad", **KINDS["generate"])
         assert len(lines_of(small.job("bad"))) == 18
         assert not small.job("bad").predictions.exists()
@@ -192,7 +190,7 @@ def test_a_question_too_long_for_the_language_model_costs_no_other(small):
     lines = index.read_text().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | {"question": "why? " * 100})
     index.write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"1 of 21 questions.*example '0-2': .*positions"):
+    with pytest.raises(DataError, match=r"1 of 21 questions.*example '0-2' on .*positions"):
         run(small, "long", **KINDS["generate"])
     assert len(lines_of(small.job("long"))) == 20
 

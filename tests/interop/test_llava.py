@@ -9,8 +9,7 @@ from tiny_models import language_model, model_of, picture, spec_of, tower
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from prism_sweeps.config.errors import ConfigError
-from prism_sweeps.evaluation.answers import read_questions
-from prism_sweeps.evaluation.runner import image_tokens
+from prism_sweeps.evaluation.asking import read_one
 from prism_sweeps.interop import llava
 from prism_sweeps.interop.model import Model
 
@@ -41,9 +40,8 @@ def compare(model: Model, folder: Path, sizes: list[tuple[int, int]]) -> None:
         image = picture(*size, seed)
         for question in QUESTIONS:
             given = inputs_of(processor, image, question)
-            tokens = image_tokens(model.loaded, [model.loaded.transform(image)])
             ids = model.loaded.prompts.question(question)
-            ours = read_questions(model.vlm, tokens, [ids]).logits_BV[0]
+            ours = read_one(model.loaded, image, ids).logits_BV[0]
             found = theirs(**given).logits[0, -1, : len(ours)]
             worst = max(worst, float((ours - found).abs().max() / ours.abs().max()))
             answer = theirs.generate(**given, max_new_tokens=12)[0, given["input_ids"].shape[1] :]
@@ -90,8 +88,7 @@ def test_bf16_stays_bf16(tmp_path):
     theirs, processor = reopened(tmp_path / "out")
     assert {each.dtype for each in theirs.parameters()} == {torch.bfloat16}
     image = picture(50, 40)
-    tokens = image_tokens(model.loaded, [model.loaded.transform(image)])
-    ours = read_questions(model.vlm, tokens, [model.loaded.prompts.question("what?")]).logits_BV[0]
+    ours = read_one(model.loaded, image, model.loaded.prompts.question("what?")).logits_BV[0]
     found = theirs(**inputs_of(processor, image, "what?")).logits[0, -1, : len(ours)].float()
     assert (ours - found).abs().max() < 0.05 * ours.abs().max()
 

@@ -12,8 +12,7 @@ from tiny_models import language_model, model_of, picture, saved_picture, spec_o
 
 import prism_sweeps
 from prism_sweeps.config.errors import ConfigError, StoreError
-from prism_sweeps.evaluation.answers import read_questions
-from prism_sweeps.evaluation.runner import image_tokens
+from prism_sweeps.evaluation.asking import read_one
 from prism_sweeps.interop import prism
 from prism_sweeps.interop.card import terms
 
@@ -37,8 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 @torch.inference_mode()
 def logits_of(model, image, question: str) -> torch.Tensor:
-    tokens = image_tokens(model.loaded, [model.loaded.transform(image)])
-    return read_questions(model.vlm, tokens, [model.loaded.prompts.question(question)]).logits_BV
+    return read_one(model.loaded, image, model.loaded.prompts.question(question)).logits_BV
 
 
 CASES = {

@@ -7,23 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from prism_sweeps.config.errors import DataError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.data.prepare import ensure_dataset
-from prism_sweeps.evaluation.answers import generate
 from prism_sweeps.evaluation.asked import Asked, asked_of, shares
-from prism_sweeps.evaluation.loading import LoadedModel
-from prism_sweeps.evaluation.questions import room_left
 from prism_sweeps.evaluation.requests import Answer, Answered, Answerer, Request, Size, Unanswered
 from prism_sweeps.evaluation.results import result_of
 from prism_sweeps.evaluation.scorers import Row, scorer
 from prism_sweeps.evaluation.together import ALONE, Peers, agreed
-from prism_sweeps.models.resize import frame, load_image
+from prism_sweeps.models.resize import frame
 from prism_sweeps.tracking.answers import AnswerFiles
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 
@@ -117,9 +111,9 @@ def answerer(spec: Spec, store: Store, engine: Engine) -> Answerer:
 
         return answerer_of(spec, engine)
     from prism_sweeps.evaluation.loading import load_model
-    from prism_sweeps.evaluation.unshared import Unshared
+    from prism_sweeps.evaluation.prism_model import PrismModel
 
-    return Unshared(load_model(spec.model, store.job(spec.parent).weights, spec.precision, engine), engine)
+    return PrismModel(load_model(spec.model, store.job(spec.parent).weights, spec.precision, engine), engine)
 
 
 def put_down(batches: Iterable[list[Answered]], answers: AnswerFiles, progress: Progress) -> tuple[list[str], bool]:
@@ -187,24 +181,3 @@ def seen_square(spec: Spec, size: Size) -> list[float] | None:
 def without_likelihoods(row: Row) -> Row:
     """What is written beside the score; likelihoods, whose last bits depend on the batch, stay with the answers."""
     return {key: value for key, value in row.items() if key != "log_likelihoods"}
-
-
-# ---- goes to asking.py
-
-
-@torch.inference_mode()
-def image_tokens(model: LoadedModel, pixels: Sequence[dict[str, Tensor]]) -> Tensor:
-    """tokens_IPD in the language model's width."""
-    stacked = {tower: torch.stack([of_one[tower] for of_one in pixels]) for tower in pixels[0]}
-    return model.vlm.image_tokens({tower: of_all.to(model.device, model.dtype) for tower, of_all in stacked.items()})
-
-
-def ask(model: LoadedModel, image: Path, question: str, max_new_tokens: int = 128) -> str:
-    """The model's answer to one question about one image.
-
-    Raises DataError for an image that cannot be read or a question too long for the language model.
-    """
-    ids = model.prompts.question(question)
-    limit = min(max_new_tokens, room_left(ids, model.text_positions, 1, "the question"))
-    tokens_1PD = image_tokens(model, [model.transform(load_image(image))])
-    return model.prompts.decode(generate(model.vlm, tokens_1PD, [ids], model.prompts.end_ids, [limit])[0])

@@ -10,11 +10,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from prism_sweeps.config.specs import ModelSpec
-from prism_sweeps.evaluation.answers import generate
+from prism_sweeps.evaluation.asking import ask
 from prism_sweeps.evaluation.loading import LoadedModel
-from prism_sweeps.evaluation.questions import room_left
-from prism_sweeps.evaluation.runner import image_tokens
-from prism_sweeps.models.resize import load_image
 from prism_sweeps.models.vlm import VLM
 
 
@@ -42,9 +39,5 @@ class Model:
 
         Raises DataError for an image that cannot be read or a question too long for the language model.
         """
-        shown = image.convert("RGB") if isinstance(image, Image.Image) else load_image(Path(image))
-        prompts = self.loaded.prompts
-        ids = prompts.question(question)
-        limit = min(max_new_tokens, room_left(ids, self.loaded.text_positions, 1, "the question"))
-        tokens_1PD = image_tokens(self.loaded, [self.loaded.transform(shown)])
-        return prompts.decode(generate(self.vlm, tokens_1PD, [ids], prompts.end_ids, [limit])[0])
+        shown = image if isinstance(image, Image.Image) else Path(image)
+        return ask(self.loaded, shown, question, max_new_tokens)
