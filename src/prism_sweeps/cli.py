@@ -44,6 +44,27 @@ states:
   unknown       was submitted, and SLURM does not answer
   partial       a cell some of whose jobs are done
 """
+DATA = """\
+NAME is one of
+  gqa, pope, ...         a benchmark of conf/benchmark: its index is made from the official files. Those are fetched
+                         into DATA/downloads (an interrupted download goes on), or taken from --from FOLDER, in its
+                         usual sub-folders or anywhere in it, packed or not. What is missing is listed, with addresses
+  nano-benchmarks, nano-world-6000, easy-vqa    data sets that are drawn, or come with a package
+  small                  the small real weights
+
+Images stay where they are; the index has links to them, and each is looked for before anything is asked. Counts and
+hashes are held to the declaration; about.json beside the index says what it was made from. Sizes: VQAv2 and POPE share
+6 GB of images, RefCOCO 13 GB, GQA 20 GB, TallyQA 15 GB, TextVQA 7 GB, VizWiz 3 GB.
+
+examples:
+  prism data prepare nano-benchmarks nano-world-6000
+  prism data prepare gqa pope                             fetch and prepare
+  prism data prepare gqa --from /datasets/gqa             from files that are there; nothing is fetched
+  prism data prepare vqav2 --from /datasets/coco --download       images from there, the rest fetched
+  prism data prepare --study nano/axes
+  prism data prepare mine --config-dir conf               a benchmark of one's own: conf/benchmark/mine.yaml
+  prism data prepare small
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,8 +166,22 @@ def add_cell_commands(command: Command) -> None:
         "Batches, and so results, are those of one process. engine.sharding is full, grad-only or hybrid.",
     )  # fmt: skip
     evaluate = command(
-        "evaluate", "evaluate", "Score one trained cell here, in the foreground; nothing is trained.",
+        "evaluate", "evaluate",
+        "Score one trained cell, or finished models of others, here, in the foreground; nothing is trained.",
         "examples:\n  prism evaluate llm=nano-base suite.conditions=[real,blank,shuffled]\n\n"
+        "model=hf:NAME_OR_FOLDER is a model of others: any that AutoModelForImageTextToText of transformers loads\n"
+        "(LLaVA, InstructBLIP, BLIP-2, Qwen-VL, SmolVLM, PaliGemma, ...). It is asked by its own chat template, and\n"
+        "one without by what its authors write. Several, with commas between, become one study, to be compared.\n"
+        "Beside it suite, engine, store and tracking can be said. Weights come from safetensors alone, and code\n"
+        "that comes with a model is never run. A folder counts by its files, a name by the hub's commit: the one in\n"
+        "this machine's cache, else the newest.\n"
+        "  prism evaluate model=hf:llava-hf/llava-1.5-7b-hf suite=paper engine=gpu engine.eval_batch=32\n"
+        "  prism evaluate model=hf:my-llava,hf:Salesforce/instructblip-vicuna-7b suite=nano suite.examples=100\n"
+        "  prism report baseline/my-llava+instructblip-vicuna-7b     one against the other\n"
+        "model=vllm:NAME_OR_FOLDER asks the same through vLLM (pip install 'prism-sweeps[vllm]'), which was tested\n"
+        "with a double of it only. Our own cells get there by prism export CELL --format llava --to FOLDER; lmms-eval\n"
+        "runs what prism export wrote: lmms-eval --model prism --model_args pretrained=FOLDER --tasks ...\n"
+        "(pip install 'prism-sweeps[lmms-eval]').\n\n"
         "--power scores nothing: it says how small a difference a suite, or benchmarks by name, can show. What it has\n"
         "to know of models it takes from those that the store has scored, else it says what it assumes.\n"
         "  prism evaluate --power suite=paper,paper-slim            the whole of each, and a sample\n"
@@ -228,13 +263,14 @@ def add_record_commands(command: Command) -> None:
     studies = command("studies", "studies", "List the studies that can be run.", "examples:\n  prism studies")
     studies.add_argument("--json", action="store_true", help="print JSON")
     data = command(
-        "data", "data", "Prepare data sets, or the small real weights, before anything needs them.",
-        "examples:\n  prism data prepare nano-benchmarks nano-world-6000\n  prism data prepare --study nano/axes\n"
-        "  prism data prepare small",
+        "data", "data", "Prepare data sets, benchmarks and the small real weights before anything needs them.",
+        DATA,
     )  # fmt: skip
     data.add_argument("action", choices=["prepare"])
-    data.add_argument("names", nargs="*", metavar="NAME", help="data sets; small: the small real weights")
+    data.add_argument("names", nargs="*", metavar="NAME", help="benchmarks; data sets; small: the small real weights")
     data.add_argument("--study", help="those that this study needs")
+    data.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="where official files are")
+    data.add_argument("--download", action="store_true", help="with --from: fetch what is not there")
     data.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
 
 
