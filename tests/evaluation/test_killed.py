@@ -97,10 +97,18 @@ def new_store(root: Path) -> Store:
     return store
 
 
-def outcome_of(store: Store) -> tuple[bytes, dict]:
-    """The score file, and the result."""
-    record = store.job("c" * 16)
-    return record.predictions.read_bytes(), record.state()["result"]
+def assert_same_outcome(one: Store, other: Store) -> None:
+    """The same score file to the last byte, and the same result.
+
+    But for areas under curves: likelihoods differ in their last bits with the batch, and where two examples are as good
+    as tied, their order does.
+    """
+    records = [store.job("c" * 16) for store in (one, other)]
+    assert records[0].predictions.read_bytes() == records[1].predictions.read_bytes()
+    results = [record.state()["result"] for record in records]
+    areas = [{name: each["metrics"].pop(name) for name in list(each["metrics"]) if "_auc" in name} for each in results]
+    assert results[0] == results[1]
+    assert areas[0] == pytest.approx(areas[1], abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,7 +132,7 @@ def test_killed_at_ten_moments_and_gone_on_with_otherwise(tmp_path: Path, kind: 
     assert 0 < answers_in(record) < IMAGES * EACH
     for each in start(Attempt(2, 4), store.root, kind):
         each.join(60)
-    assert outcome_of(store) == outcome_of(whole)
+    assert_same_outcome(store, whole)
     kept = [json.loads(line) for path in record.answers.glob("*.jsonl") for line in whole_lines(path)]
     assert Counter(row["id"] for row in kept) == {f"{image}-{n}": 1 for image in range(IMAGES) for n in range(EACH)}
     assert record.state()["attempts"] >= 10
