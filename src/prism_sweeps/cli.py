@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,8 +54,8 @@ NAME is one of
   small                  the small real weights
 
 Images stay where they are; the index has links to them, and each is looked for before anything is asked. Counts and
-hashes are held to the declaration; about.json beside the index says what it was made from. Sizes: VQAv2 and POPE share
-6 GB of images, RefCOCO 13 GB, GQA 20 GB, TallyQA 15 GB, TextVQA 7 GB, VizWiz 3 GB.
+hashes are held to the declaration; about.json beside the index says what it was made from. Image archives are large:
+COCO's 6 GB (vqav2, pope) and 13 GB (refcoco), GQA's 20 GB, Visual Genome's 15 GB (tallyqa), TextVQA's 7 GB.
 
 examples:
   prism data prepare nano-benchmarks nano-world-6000
@@ -114,7 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
             "--store", type=Path, metavar="FOLDER", help="records (default: PRISM_STORE, or the config's)"
         )
         found.add_argument(
-            "--config-dir", type=Path, metavar="FOLDER", help="your own choices and studies, added to ours"
+            "--config-dir",
+            type=config_folder,
+            metavar="FOLDER",
+            help="your own choices and studies, added to ours; or those of a package: pkg://my_package.conf",
         )
         return found
 
@@ -355,6 +359,20 @@ def add_study_commands(command: Command) -> None:
         parser.add_argument("--yes", action="store_true", help="do not ask")
     for parser in (status, cancel, retry, clean):
         parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def config_folder(text: str) -> Path:
+    """A folder, or that of an installed package, as Hydra writes it. Raises ArgumentTypeError."""
+    if not text.startswith("pkg://"):
+        return Path(text)
+    name = text.removeprefix("pkg://").replace("/", ".").strip(".")
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise argparse.ArgumentTypeError(f"'{text}': there is no package {name}; is it installed here?")
+    return Path(found.submodule_search_locations[0])
 
 
 def seconds(text: str) -> float:

@@ -3,7 +3,7 @@ import pytest
 from prism_sweeps.config.compose import compose_cell
 from prism_sweeps.config.schema import Cell, Source
 from prism_sweeps.config.specs import StageSpec
-from prism_sweeps.config.suite import Benchmark
+from prism_sweeps.config.suite import Benchmark, Origin
 from prism_sweeps.planning.cost import JobCost, job_cost, model_parameters
 from prism_sweeps.planning.datasets import benchmark_examples, known_examples, text_tokens
 from prism_sweeps.planning.jobs import jobs_of
@@ -184,10 +184,12 @@ def test_unknown_sizes_stay_unknown() -> None:
     assert benchmark_examples(Benchmark("b", "elsewhere/b", examples=5)) == 5
     assert benchmark_examples(Benchmark("b", "nano-benchmarks/b", examples=5000)) == 1000
     assert benchmark_examples(Benchmark("b", "nano-benchmarks-3000/b")) == 3000
-    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="split")) == 3072
-    assert benchmark_examples(Benchmark("b", "pope", examples=4000, each="split")) == 8910
-    assert benchmark_examples(Benchmark("b", "pope", each="split")) == 8910
-    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="colour")) is None
+    origin = Origin("pope", counts={"all": 8910, "split=a": 2910, "split=b": 3000, "split=c": None})
+    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="split", origin=origin)) == 3072
+    assert benchmark_examples(Benchmark("b", "pope", examples=2950, each="split", origin=origin)) == 8810
+    assert benchmark_examples(Benchmark("b", "pope", examples=4000, each="split", origin=origin)) == 8910
+    assert benchmark_examples(Benchmark("b", "pope", each="split", origin=origin)) == 8910
+    assert benchmark_examples(Benchmark("b", "pope", examples=1024, each="colour", origin=origin)) is None
 
 
 def test_sizes_of_a_mix() -> None:

@@ -32,12 +32,17 @@ are scored again, and not asked for again."""
 
 @dataclass
 class OfficialFile:
-    """One file as its publisher has it."""
+    """One file, or one folder of images, as its publisher has it."""
 
     path: str = local()
-    """Inside the folder of downloads, or of `--from`; of an archive's content, where it is unpacked to."""
+    """Where it is inside the folder of downloads, and where it is looked for under `--from`."""
+    also: list[str] = field(default_factory=list, metadata=LOCAL)
+    """Where else under `--from`: how others name it."""
     url: str | None = local(None)
+    archive: str | None = local(None)
+    """The zip or tar file that `url` gives and that holds it; null: `url` gives the file itself."""
     sha256: str | None = local(None)
+    """Of the file at `path`, where it is known."""
 
 
 @dataclass
@@ -48,8 +53,12 @@ class Origin:
     """Which layout they have: a reader of this package, or `package.module:function` of one's own."""
     files: dict[str, OfficialFile] = field(default_factory=dict, metadata=LOCAL)
     """What the reader calls a file -> where it is."""
-    counts: dict[str, int] = field(default_factory=dict, metadata=LOCAL)
-    """Examples there should be: `all`, or TAG=VALUE -> how many."""
+    images: dict[str, OfficialFile] = field(default_factory=dict, metadata=LOCAL)
+    """What the index calls a folder of images -> where it is."""
+    counts: dict[str, int | None] = field(default_factory=dict, metadata=LOCAL)
+    """Examples there should be: `all`, or TAG=VALUE -> how many; null: some, and nobody says how many."""
+    note: str = local("")
+    """What is known where the counts are others."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import DataError, nearest
 from prism_sweeps.data.easy_vqa import prepare_easy_vqa
 from prism_sweeps.data.nano_world.prepare import NANO_WORLD_VERSION, drawn_by, prepare_benchmarks, prepare_training
@@ -40,6 +41,11 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
         check_recipe(folder)
         return folder
     make = maker(name)
+    if make is None and (benchmarks := benchmarks_in(name)):
+        raise DataError(
+            f"there is no {folder}, the index of {' and '.join(benchmarks)}; it is made from the official files: "
+            f"prism data prepare {' '.join(benchmarks)}"
+        )
     if make is None:
         raise DataError(
             f"there is no dataset '{name}' in {data_root} and no recipe that prepares it (nano-world-<N> takes any "
@@ -62,6 +68,17 @@ def check_recipe(folder: Path) -> None:
         )
 
 
+def benchmarks_in(name: str) -> list[str]:
+    """The package's benchmarks whose index is in that dataset and made from official files."""
+    files = design_space().files
+    declared = {choice: files.load("benchmark", choice).benchmark for choice in files.names("benchmark")}
+    return [
+        choice
+        for choice, benchmark in declared.items()
+        if benchmark.index.partition("/")[0] == name and benchmark.get("origin")
+    ]
+
+
 def maker(name: str) -> Make | None:
     """The recipe of a dataset, by its name."""
     if scenes := SCENES.fullmatch(name):
@@ -74,18 +91,24 @@ def maker(name: str) -> Make | None:
 
 
 def prepare(make: Make, folder: Path, workers: int, progress: Progress) -> None:
-    """Makes the dataset beside its place and moves it there when it is whole. Call it with the dataset's lock held."""
+    """Makes the dataset beside its place and moves it there when it is whole; what is there then goes.
+
+    Call it with the dataset's lock held.
+    """
     for abandoned in folder.parent.glob(f".{folder.name}.tmp-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
     try:
         make(temporary, workers, progress)
         temporary.chmod(0o755)
+        if folder.exists():
+            folder.rename(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.tmp-"))
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:  # a full disk, in safetensors' words
         raise DataError(f"'{folder.name}' cannot be written to {folder}: {error}; nothing was left") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

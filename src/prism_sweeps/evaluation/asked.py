@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.suite import ANSWERS, Benchmark
-from prism_sweeps.evaluation.benchmarks import Example, lettered, read_index, render_prompt
+from prism_sweeps.evaluation.benchmarks import Example, index_of, lettered, render_prompt
 from prism_sweeps.evaluation.conditions import shown_images
 from prism_sweeps.evaluation.requests import Request
 from prism_sweeps.evaluation.samples import sample_of
@@ -29,7 +29,7 @@ def asked_of(folder: Path, benchmark: Benchmark, condition: str) -> list[Asked]:
 
     Raises ConfigError and DataError for an index, a benchmark or an example that cannot be asked or scored.
     """
-    examples = sample_of(read_index(folder), benchmark)
+    examples = sample_of(index_of(folder, benchmark), benchmark)
     shown = shown_images(examples, condition)
     check_answers(benchmark)
     return [Asked(example, request_of(example, shown, benchmark), gold_of(example, benchmark)) for example in examples]

@@ -7,17 +7,23 @@ An index is a file `index.jsonl` in the benchmark's folder, one JSON object per 
 
 `answers` are the ten human answers for the soft-accuracy scorers and one answer otherwise (for lettered options, the
 letter of the right one); `options`, `box` (normalised x1, y1, x2, y2), `context` and `tags` may be absent or null.
+Without `id` a row is called by a hash of what it holds. Beside an index that `prism data prepare` made lies an
+about.json, and it is held to what that says.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
+from prism_sweeps.config.suite import Benchmark
+from prism_sweeps.data.indexes.about import INDEX, check_bytes, check_made_for
+from prism_sweeps.data.indexes.rows import example_id
 from prism_sweeps.evaluation.boxes import Box, valid_box
 
 LETTERS = "ABCDEFGHIJKLMNOP"
@@ -44,15 +50,17 @@ class Example:
 def read_index(folder: Path, first: int | None = None) -> list[Example]:
     """The examples of the index in `folder`, only the `first` so many when given.
 
-    Raises DataError that names file and line for a missing file, a malformed line or an id that occurs twice.
+    Raises DataError that names file and line for a missing file, a malformed line or an id that occurs twice, and for
+    an index that was cut short or edited since it was made.
     """
-    index = folder / "index.jsonl"
+    index = folder / INDEX
     examples: list[Example] = []
     seen: dict[str, int] = {}
+    unnamed: Counter[str] = Counter()
     for number, line in enumerate(index_lines(index), start=1):
         if not line.strip():
             continue
-        example = parse_example(line, folder, f"{index}, line {number}")
+        example = parse_example(line, folder, f"{index}, line {number}", unnamed)
         if example.id in seen:
             raise DataError(f"{index}, line {number}: id '{example.id}' was used before, on line {seen[example.id]}")
         seen[example.id] = number
@@ -62,17 +70,29 @@ def read_index(folder: Path, first: int | None = None) -> list[Example]:
     return examples if first is None else examples[:first]
 
 
+def index_of(folder: Path, benchmark: Benchmark) -> list[Example]:
+    """The examples of the benchmark's index in `folder`.
+
+    Raises DataError, with the command that mends it, for no index, one of another version of the benchmark, or one
+    whose images are gone; else as `read_index`.
+    """
+    check_made_for(folder, benchmark)
+    return read_index(folder)
+
+
 def index_lines(index: Path) -> list[str]:
     try:
-        return index.read_text(encoding="utf-8").split("\n")
+        content = index.read_bytes()
+        check_bytes(index.parent, content)
+        return content.decode("utf-8").split("\n")
     except FileNotFoundError:
         raise DataError(f"{index} does not exist; prepare the benchmark's data first (prism data)") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{index} is not UTF-8 text: {error}") from None
 
 
-def parse_example(line: str, folder: Path, where: str) -> Example:
-    """One line of an index. Raises DataError that starts with `where`."""
+def parse_example(line: str, folder: Path, where: str, unnamed: Counter[str]) -> Example:
+    """One line of an index; `unnamed` counts equal rows without an id. Raises DataError that starts with `where`."""
     try:
         row = json.loads(line)
         # JSON can escape half a character, which no tokenizer takes and no file can hold.
@@ -83,7 +103,7 @@ def parse_example(line: str, folder: Path, where: str) -> Example:
         raise DataError(f"{where}: a JSON object is wanted, not {type(row).__name__}")
     image = string(row, "image", where)
     return Example(
-        id=string(row, "id", where),
+        id=string(row, "id", where) if "id" in row else content_id(row, unnamed),
         image=folder / image,
         key=image,
         question=string(row, "question", where),
@@ -93,6 +113,13 @@ def parse_example(line: str, folder: Path, where: str) -> Example:
         context=None if row.get("context") is None else string(row, "context", where),
         tags=tags_of(row, where),
     )
+
+
+def content_id(row: dict[str, Any], unnamed: Counter[str]) -> str:
+    """The id of a row that has none."""
+    plain = example_id(row)
+    unnamed[plain] += 1
+    return example_id(row, unnamed[plain] - 1)
 
 
 def string(row: dict[str, Any], key: str, where: str) -> str:

@@ -17,23 +17,6 @@ NANO_BENCHMARKS = re.compile(r"nano-benchmarks(?:-(\d+))?")
 NANO_BENCHMARK_EXAMPLES = 1000
 EASY_VQA = {"train/chat.json": 4000, "captions/chat.json": 3181, "test": 9673}
 
-PUBLISHED = {
-    "vqav2": 214_354,
-    "gqa": 12_578,
-    "vizwiz": 4_319,
-    "textvqa": 5_000,
-    "refcoco/refcoco": 10_834,
-    "refcoco/refcoco+": 10_758,
-    "refcoco/refcocog": 4_896,
-    "ocidref": 18_342,
-    "vsr": 1_222,
-    "pope": 8_910,
-    "tallyqa": 38_589,
-    "ai2d": 15_501,
-}
-"""Questions in the evaluation splits of the paper, by the benchmark's index."""
-PARTS = {("ocidref", "clutter"): 3, ("pope", "split"): 3, ("tallyqa", "kind"): 2, ("ai2d", "split"): 2}
-"""How many values a tag (`Benchmark.each`) has: clutter, setting, simple or complex, val or test."""
 PER_SCENE = {"align": 1.0, "instruct": 1.0, "language": 1 / 8, "lvis4v": 0.94 / 3, "lrv": 0.94 / 2}
 """Conversations per scene in each source of a nano world."""
 TEXT_TOKENS = {"align": 46, "instruct": 177, "language": 114, "lvis4v": 139, "lrv": 63, "train": 216, "captions": 24}
@@ -69,20 +52,26 @@ def longest_text(sources: Mapping[str, Source]) -> int | None:
 
 
 def benchmark_examples(benchmark: Benchmark) -> int | None:
-    """Examples a benchmark asks about; None if neither it nor its dataset says, or not how many values `each` has."""
-    held = _held(benchmark.index)
+    """Examples a benchmark asks about; None if neither it nor its dataset says, or not which values `each` has."""
+    held = _held(benchmark)
     if benchmark.examples is None:
         return held
-    parts = PARTS.get((benchmark.index, benchmark.each)) if benchmark.each else 1
-    return None if parts is None else _least(held, parts * benchmark.examples)
+    if benchmark.each is None:
+        return _least(held, benchmark.examples)
+    parts = [count for key, count in _declared(benchmark).items() if key.startswith(f"{benchmark.each}=")]
+    return _least(held, sum(_least(count, benchmark.examples) or 0 for count in parts)) if parts else None
 
 
-def _held(index: str) -> int | None:
-    dataset, _, inside = index.partition("/")
+def _held(benchmark: Benchmark) -> int | None:
+    dataset, _, inside = benchmark.index.partition("/")
     nano = NANO_BENCHMARKS.fullmatch(dataset)
     if nano is not None:
         return int(nano[1] or NANO_BENCHMARK_EXAMPLES)
-    return EASY_VQA.get(inside) if dataset == "easy-vqa" else PUBLISHED.get(index)
+    return EASY_VQA.get(inside) if dataset == "easy-vqa" else _declared(benchmark).get("all")
+
+
+def _declared(benchmark: Benchmark) -> Mapping[str, int | None]:
+    return benchmark.origin.counts if benchmark.origin is not None else {}
 
 
 def _source_examples(source: Source) -> int | None:
