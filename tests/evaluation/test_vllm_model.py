@@ -17,6 +17,7 @@ import torch
 from tiny_hf import ask, choices, free
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from prism_sweeps.config.baselines import content_of
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import BaselineSpec
@@ -25,7 +26,6 @@ from prism_sweeps.evaluation import baselines
 from prism_sweeps.evaluation.hf_model import HFModel
 from prism_sweeps.evaluation.requests import Unanswered
 from prism_sweeps.evaluation.vllm_model import VLLMModel
-from prism_sweeps.planning.baselines import content_of
 
 
 @dataclass

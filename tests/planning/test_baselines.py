@@ -13,10 +13,11 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
+from prism_sweeps.config.baselines import content_of
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.specs import BaselineSpec
 from prism_sweeps.planning import baselines
-from prism_sweeps.planning.baselines import content_of, make_baseline_plan, names_baselines
+from prism_sweeps.planning.baselines import make_baseline_plan, names_baselines
 from prism_sweeps.planning.outline import outline_of, outlined
 from prism_sweeps.planning.plan import Plan, summary
 

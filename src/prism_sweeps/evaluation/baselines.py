@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from prism_sweeps.config.baselines import content_of, split
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import BaselineSpec
 from prism_sweeps.evaluation.loading import DTYPES
 from prism_sweeps.evaluation.requests import Answerer
 from prism_sweeps.models.device import device_of
-from prism_sweeps.planning.baselines import content_of, split
 
 _last: dict[tuple[str, str, str, str, int], Answerer] = {}
 """The model loaded last: all benchmarks of one model follow each other."""

@@ -18,11 +18,11 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
-import prism_sweeps
 from prism_sweeps.config.errors import ConfigError, DataError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.evaluation.prism_model import PrismModel
 from prism_sweeps.evaluation.requests import Answer, Request
+from prism_sweeps.interop import prism
 
 MOST_TOKENS = 128
 """Of an answer, where a task does not say."""
@@ -50,7 +50,7 @@ class Prism(lmms):  # type: ignore[misc]
         if unused:
             known = "pretrained, device, precision, batch_size"
             raise ConfigError(f"--model_args {', '.join(sorted(unused))}: not known; known are {known}")
-        self.model = prism_sweeps.load(pretrained, device or "auto", precision)
+        self.model = prism.load(pretrained, device or "auto", precision)
         self.batch = int(batch_size) if str(batch_size).isdecimal() else 1
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
