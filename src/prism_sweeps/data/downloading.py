@@ -47,7 +47,7 @@ def fetch(url: str, target: Path, progress: Progress, sha256: str | None = None)
                 raise DataError(f"{url} cannot be fetched: {reason_of(error)}") from error
             except OSError as error:
                 raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
-            check_sha256(part, sha256, url)
+            check_new(part, sha256, url)
             part.replace(target)
             tag_of(part).unlink(missing_ok=True)
     return target
@@ -131,16 +131,22 @@ def reason_of(error: urllib.error.URLError) -> str:
 
 
 def check_sha256(path: Path, sha256: str | None, name: str) -> None:
-    """Removes a file that is not the one `sha256` names, and raises DataError."""
-    if sha256 is None:
-        return
-    found = digest(path)
-    if found != sha256.lower():
-        path.unlink()
+    """Raises DataError for a file that is not the one `sha256` names."""
+    found = sha256 and digest(path)
+    if sha256 and found != sha256.lower():
         raise DataError(
-            f"{name} is not the file that was declared: its sha256 is {found}, it should be {sha256}; nothing of it "
-            "was kept. Either it was changed where it is published, or on the way here"
+            f"{name} is not the file that was declared: its sha256 is {found}, it should be {sha256}. Either it was "
+            "changed where it is published, or on the way here"
         )
+
+
+def check_new(path: Path, sha256: str | None, name: str) -> None:
+    """The same for a file that has just come; a wrong one is not kept."""
+    try:
+        check_sha256(path, sha256, name)
+    except DataError:
+        path.unlink()
+        raise
 
 
 def digest(path: Path) -> str:

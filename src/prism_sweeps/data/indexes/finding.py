@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.suite import OfficialFile, Origin
-from prism_sweeps.data.downloading import check_sha256, fetch
+from prism_sweeps.data.downloading import check_new, check_sha256, fetch
 from prism_sweeps.data.prepare import Progress, locked
 from prism_sweeps.data.unpacking import unpack
 
@@ -39,6 +39,9 @@ def official_paths(benchmark: str, origin: Origin, place: Place, progress: Progr
     wanted = {**origin.files, **origin.images}
     listed = listing(place.folder, wanted.values())
     paths = {name: path_now(file, place, listed) for name, file in wanted.items()}
+    for name, path in paths.items():
+        if path is not None:
+            check_sha256(path, wanted[name].sha256, str(path))
     packed = {name: packed_now(file, place, listed) for name, file in wanted.items() if paths[name] is None}
     absent = {name: wanted[name] for name, archive in packed.items() if archive is None}
     if absent and not (place.online and all(file.url for file in absent.values())):
@@ -85,7 +88,7 @@ def bring(file: OfficialFile, archive: Path | None, place: Place, progress: Prog
     with locked(target.with_name(f".{target.name}.lock")):
         if not target.exists():
             unpack(packed, PurePosixPath(file.path), target, progress)
-            check_sha256(target, file.sha256, f"{file.path} of {packed}")
+            check_new(target, file.sha256, f"{file.path} of {packed}")
     return target
 
 
