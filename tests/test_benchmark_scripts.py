@@ -52,6 +52,33 @@ def test_a_side_that_begins_elsewhere_is_found_out(benchmark_named, tmp_path: Pa
         train.compared(setting, {"other": lambda number: ours(number) + 2e-4})
 
 
+# ---- evaluate: beside transformers' generate
+
+
+def test_all_sides_of_an_evaluation_say_the_same(benchmark_named, tmp_path: Path):
+    evaluate = benchmark_named("evaluate")
+    setting = evaluate.setting_in(tmp_path, evaluate.SMALL)
+    for choices in (True, False):
+        found = evaluate.compared(setting, 0, 2, 3, choices)
+        assert found.seconds.keys() == {"ours", "batch1", "batched"}
+        assert len(found.lengths) == (0 if choices else 6)
+        medians = evaluate.told("kind", [found], 6)
+        assert medians["kind_vs_batch1"] == round(found.seconds["batch1"][0] / found.seconds["ours"][0], 2)
+    assert len(set(found.lengths)) > 1  # else nothing would end early
+
+
+def test_an_answer_or_a_likelihood_that_differs_is_found_out(benchmark_named):
+    evaluate = benchmark_named("evaluate")
+    own = {"a": ("A", (-0.5, -1.0)), "b": ("x", ())}
+    evaluate.check_equal(own, {"a": ("A", (-0.50005, -1.0)), "b": ("x", ())}, "other")
+    with pytest.raises(AssertionError, match="question b: 'x', by other 'y'"):
+        evaluate.check_equal(own, {**own, "b": ("y", ())}, "other")
+    with pytest.raises(AssertionError, match=r"likelihoods by other are 2\.0e-04 away"):
+        evaluate.check_equal(own, {**own, "a": ("A", (-0.5, -1.0002))}, "other")
+    with pytest.raises(AssertionError, match="other answered other questions"):
+        evaluate.check_equal(own, {"a": own["a"]}, "other")
+
+
 # ---- plan: beside Hydra's compose
 
 

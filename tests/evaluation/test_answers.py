@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_evaluation import tiny_vlm
 
-from prism_sweeps.evaluation.answers import first_scores, generate, greedy, option_scores, read_questions
+from prism_sweeps.evaluation.answers import first_scores, greedy, option_scores
 from prism_sweeps.evaluation.prefix import read_prefix, read_suffixes
 
 END = [1]
@@ -24,6 +24,17 @@ def asked(vlm):
     questions = [[0, *torch.randint(2, 250, (length,), generator=draw).tolist()] for length in (3, 9, 1, 5, 5, 12, 3)]
     with torch.inference_mode():
         return vlm.image_tokens({"tiny": pixels_ICHW}), questions
+
+
+@torch.inference_mode()
+def read_questions(vlm, tokens_BPD, questions):
+    """Each question with an image of its own."""
+    prefixes = read_prefix(vlm, tokens_BPD, [0], 0)
+    return read_suffixes(vlm, prefixes, range(len(questions)), [ids[1:] for ids in questions], 0)
+
+
+def generate(vlm, tokens_BPD, questions, end_ids, limits):
+    return greedy(vlm, read_questions(vlm, tokens_BPD, questions), end_ids, limits)
 
 
 def embedded(vlm, tokens_PD, ids):

@@ -1,6 +1,9 @@
 """A trained model's answers to requests, against plain transformers: one question at a time, nothing shared."""
 
 import logging
+import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from asked_models import (
     request,
 )
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
@@ -272,10 +276,23 @@ def test_the_time_spent_waiting_for_images_is_told(model, images, monkeypatch, c
 
 
 def test_an_answer_that_is_not_wanted_any_more_ends_the_reading_ahead(model, images, tmp_path: Path):
-    import threading
-
     requests = [request(path.stem, path, "what?") for path in pictures(tmp_path, 40)]
     asked_ = PrismModel(model, Engine(device="cpu", eval_batch=2)).answers(requests)
     next(asked_)
     asked_.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+# ---- compiled
+
+
+def test_compiled_steps_say_the_same_with_few_graphs(images, monkeypatch):
+    """Whatever lengths, limits and numbers of rows come, there is a graph for each of 16, 4 and 1 rows."""
+    graphs, fresh = CompileCounter(), loaded()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs, fullgraph=True))
+    requests = asked(images)
+    for batch in (16, 15, 5, 3):
+        limited = [replace(each, limit=1 + number % batch) for number, each in enumerate(requests)]
+        assert answered(fresh, limited, batch, compile=True) == answered(fresh, limited, batch)
+    assert graphs.frame_count == 3
+    torch._dynamo.reset()

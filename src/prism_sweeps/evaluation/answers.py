@@ -1,6 +1,6 @@
 """How answers come out of the model: greedy text, or the likelihood of given options.
 
-Shapes: B questions, P patches, D channels of the language model, S positions in the cache, T tokens of an option after
+Shapes: B questions, D channels of the language model, S positions in the cache, T tokens of an option after
 its first, K options, V vocabulary.
 """
 
@@ -15,23 +15,22 @@ from torch.nn.utils.rnn import pad_sequence
 from prism_sweeps.evaluation.prefix import (
     Read,
     Tokens,
-    extend,
     hidden_states,
     logits,
-    read_prefix,
-    read_suffixes,
     with_new,
 )
+from prism_sweeps.evaluation.steps import EAGER, Steps
 from prism_sweeps.models.vlm import VLM
 
 
 @torch.inference_mode()
-def greedy(vlm: VLM, read: Read, end_ids: Tokens, limits: Sequence[int]) -> list[list[int]]:
+def greedy(vlm: VLM, read: Read, end_ids: Tokens, limits: Sequence[int], steps: Steps = EAGER) -> list[list[int]]:
     """The likeliest token time after time: those up to one of `end_ids`, at most `limits[b]` of them."""
     answers: list[list[int]] = [[] for _ in limits]
-    rows = list(range(len(limits)))
-    """Which question each row of `read` answers."""
     going = {row for row, limit in enumerate(limits) if limit > 0}
+    read = steps.begin(read, max(limits))
+    rows = list(range(len(read.position_B)))
+    """Which question each row of `read` answers; none where it is beyond them."""
     while going:
         chosen_B = read.logits_BV.argmax(dim=-1)
         for row, token in zip(rows, chosen_B.tolist(), strict=True):
@@ -41,13 +40,14 @@ def greedy(vlm: VLM, read: Read, end_ids: Tokens, limits: Sequence[int]) -> list
                 answers[row].append(token)
             if token in end_ids or len(answers[row]) == limits[row]:
                 going.discard(row)
+        wanted = steps.rows(len(going)) if going else 0
         # To move rows costs about what it saves once half of them have nothing left to say.
-        if going and 2 * len(going) <= len(rows):
-            kept_B = torch.tensor([place for place, row in enumerate(rows) if row in going], device=chosen_B.device)
-            read, chosen_B = read.only(kept_B), chosen_B[kept_B]
-            rows = [row for row in rows if row in going]
+        if wanted and 2 * wanted <= len(rows):
+            kept = sorted(range(len(rows)), key=lambda place: rows[place] not in going)[:wanted]
+            kept_B = torch.tensor(kept, device=chosen_B.device)
+            read, chosen_B, rows = read.only(kept_B), chosen_B[kept_B], [rows[place] for place in kept]
         if going:
-            read = extend(vlm, read, chosen_B)
+            read = steps.extend(vlm, read, chosen_B)
     return answers
 
 
@@ -94,21 +94,3 @@ def padded(rows: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor
     ids_BT = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
     lengths_B1 = torch.tensor([[len(row)] for row in rows], device=device)
     return ids_BT, torch.arange(ids_BT.shape[1], device=device) < lengths_B1
-
-
-# ---- each question with an image of its own
-
-
-@torch.inference_mode()
-def read_questions(vlm: VLM, tokens_BPD: Tensor, questions: Sequence[Tokens]) -> Read:
-    """Run the language model over [BOS] [patches] [text] of every question, which starts with BOS."""
-    prefixes = read_prefix(vlm, tokens_BPD, questions[0][:1], 0)
-    return read_suffixes(vlm, prefixes, range(len(questions)), [ids[1:] for ids in questions], 0)
-
-
-@torch.inference_mode()
-def generate(
-    vlm: VLM, tokens_BPD: Tensor, questions: Sequence[Tokens], end_ids: Tokens, limits: Sequence[int]
-) -> list[list[int]]:
-    """Greedy answers to `questions`, which start with BOS."""
-    return greedy(vlm, read_questions(vlm, tokens_BPD, questions), end_ids, limits)

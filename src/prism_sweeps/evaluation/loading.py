@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from prism_sweeps.config.errors import StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import ModelSpec
+from prism_sweeps.evaluation.steps import Compiled
 from prism_sweeps.models.device import device_of
 from prism_sweeps.models.language import load_tokenizer
 from prism_sweeps.models.prompts import PromptFormat, prompt_format
@@ -37,6 +39,11 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.vlm.parameters()).device
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        """Kept with the model, since compiling takes longer than many a benchmark."""
+        return Compiled()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,7 +9,6 @@ H heads, K channels of a head, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -141,21 +140,12 @@ def read_suffixes(vlm: VLM, prefixes: Cache, images: Sequence[int], suffixes: Se
     return Read(cache, mask_BS, before + longest - padding_B1[:, 0], logits(vlm, hidden_BTD[:, -1]))
 
 
-def extend(vlm: VLM, read: Read, chosen_B: Tensor) -> Read:
-    """One token further. The cache is the same one."""
-    mask_BS = with_new(read.mask_BS, 1)
-    embeds_B1D = vlm.llm.get_input_embeddings()(chosen_B[:, None])
-    hidden_B1D = hidden_states(vlm, read.cache, mask_BS, read.position_B[:, None], embeds_B1D)
-    return Read(read.cache, mask_BS, read.position_B + 1, logits(vlm, hidden_B1D[:, -1]))
-
-
 def hidden_states(vlm: VLM, cache: Cache, mask_BS: Tensor | None, position_BT: Tensor, embeds_BTD: Tensor) -> Tensor:
     """The language model over T new positions, which go into `cache`; hidden_BTD."""
     model = vlm.llm.base_model
-    known = parameters(type(model))
-    told = {"position_ids": position_BT.expand(len(embeds_BTD), -1)} if "position_ids" in known else {}
+    told = {"position_ids": position_BT.expand(len(embeds_BTD), -1)} if takes(type(model), "position_ids") else {}
     # transformers 5.24 renamed `past_key_values`, which 5.40 will not know
-    told["cache" if "cache" in known else "past_key_values"] = cache
+    told["cache" if takes(type(model), "cache") else "past_key_values"] = cache
     mask = None if mask_BS is None else mask_BS.long()
     return model(inputs_embeds=embeds_BTD, attention_mask=mask, use_cache=True, **told).last_hidden_state
 
@@ -181,7 +171,7 @@ def bears_padding(llm: PreTrainedModel) -> bool:
     context = getattr(config, "max_position_embeddings", math.inf)
     everywhere_full = set(getattr(config, "layer_types", None) or ()) == {"full_attention"}
     windowed = any(window and window < context for window in windows) and not everywhere_full
-    return "position_ids" in parameters(type(llm.base_model)) and not windowed
+    return takes(type(llm.base_model), "position_ids") and not windowed
 
 
 def empty_cache(llm: PreTrainedModel, room: int) -> Cache:
@@ -199,7 +189,7 @@ def of_questions(prefixes: Cache, images: Sequence[int], room: int) -> Cache:
     return Cache(layers=[layer.chosen(rows_B, room) for layer in prefixes.layers])
 
 
-@functools.cache
-def parameters(model: type[nn.Module]) -> frozenset[str]:
-    """What `model.forward` can be told."""
-    return frozenset(inspect.signature(model.forward).parameters)
+@torch.compiler.assume_constant_result
+def takes(model: type[nn.Module], name: str) -> bool:
+    """Whether `model.forward` can be told it."""
+    return name in inspect.signature(model.forward).parameters

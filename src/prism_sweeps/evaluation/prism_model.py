@@ -28,6 +28,7 @@ from prism_sweeps.evaluation.questions import (
     units,
 )
 from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered
+from prism_sweeps.evaluation.steps import EAGER
 
 LOG = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class PrismModel:
     def __init__(self, model: LoadedModel, engine: Engine) -> None:
         self.model = model
         self.engine = engine
+        self.steps = model.compiled if engine.compile else EAGER
         self.waited = 0.0
         """Seconds of the last `answers` in which the model had no images to look at yet."""
 
@@ -118,7 +120,8 @@ class PrismModel:
         """Text and log-likelihoods of each answer of a batch, whose questions all have options, or none has."""
         if batch[0].options:
             return chosen(self.model, batch, read)
-        ids = greedy(self.model.vlm, read, self.model.prompts.end_ids, [question.limit for question in batch])
+        limits = [question.limit for question in batch]
+        ids = greedy(self.model.vlm, read, self.model.prompts.end_ids, limits, self.steps)
         return [(self.model.prompts.decode(each), ()) for each in ids]
 
     def room(self, batch: Sequence[Question]) -> int:
