@@ -131,6 +131,14 @@ def test_blank_images_leave_only_the_question(store):
     assert rows["3-0"]["image"] == "images/3.png"  # questions still cluster by what they were written about
 
 
+@pytest.mark.parametrize("changes", [{"box_frame": "padded"}, {"box_units": "pixels"}])
+def test_boxes_of_blank_images_are_read_in_the_frame_of_the_real_one(small, changes):
+    result, rows = run(small, "boxes", condition="blank", **KINDS["box"], **changes)
+    assert result["n"] == 21
+    assert {tuple(row["size"]) for row in rows.values()} == {(30, 20)}
+    assert {tuple(row["seen"]) for row in rows.values()} == {(0.0, 0.0, 1.0, 1.0)}  # resized without padding
+
+
 def test_no_example_keeps_its_image_when_shuffled(store):
     examples = read_index(store.data / "colours")
     shown = shown_images(examples, "shuffled")
@@ -222,7 +230,7 @@ def test_hostile_questions_are_answered(small, question):
         ({"answer": "choice", "scorer": "choice", "choices": ["A", "B"]}, DataError, "not among the choices"),
         ({"prompt": "{qestion}"}, ConfigError, "did you mean 'question'"),
         ({"scorer": "vqav2"}, DataError, "10 human answers"),
-        ({"index": "colours/test"}, DataError, "index.jsonl does not exist"),
+        ({"index": "colours/test"}, DataError, "there is no index"),
         ({"index": "colors"}, DataError, "no dataset 'colors'"),
     ],
 )

@@ -258,3 +258,14 @@ def test_answer_must_be_among_the_choices(tmp_path):
     assert gold_of(example(tmp_path, answers=("True",)), benchmark) == "True"
     with pytest.raises(DataError, match="'Maybe' is not among the choices True, False"):
         gold_of(example(tmp_path, answers=("Maybe",)), benchmark)
+
+
+def test_iou_literal_takes_the_true_box_with_two_decimals():
+    """As vlm-evaluation writes it into its index: half a hundredth is worth a hundredth of a small box."""
+    gold = [0.105, 0.1, 0.204, 0.2]
+    benchmark = Benchmark(name="b", scorer="iou-literal")
+    row = {"id": "1", "image": "1", "answer": "[0.1, 0.1, 0.2, 0.2]", "gold": gold, "tags": {}}
+    assert scorer("iou-literal").metrics([row], benchmark)["mean_iou"] == pytest.approx(100.0)
+    assert scorer("iou").metrics([row], benchmark)["mean_iou"] == pytest.approx(100 * 0.095 / (0.1 + 0.099 - 0.095))
+    point = row | {"gold": [0.101, 0.1, 0.104, 0.2]}
+    assert scorer("iou-literal").score(point, benchmark) == 0.0

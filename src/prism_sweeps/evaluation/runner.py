@@ -13,11 +13,12 @@ from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.data.prepare import ensure_dataset
 from prism_sweeps.evaluation.asked import Asked, asked_of, shares
+from prism_sweeps.evaluation.benchmarks import Example
 from prism_sweeps.evaluation.requests import Answer, Answered, Answerer, Request, Size, Unanswered
 from prism_sweeps.evaluation.results import result_of
 from prism_sweeps.evaluation.scorers import Row, scorer
 from prism_sweeps.evaluation.together import ALONE, Peers, agreed
-from prism_sweeps.models.resize import frame
+from prism_sweeps.models.resize import frame, load_image
 from prism_sweeps.tracking.answers import AnswerFiles
 from prism_sweeps.tracking.records import Interrupted, JobRecord, Report, Store
 
@@ -164,9 +165,17 @@ def scored(asked: Asked, kept: Mapping[str, Any], spec: Spec) -> Row:
     if asked.request.options:
         row["log_likelihoods"] = dict(zip(asked.request.options, kept["log_likelihoods"], strict=True))
     if spec.benchmark.answer == "box":
-        row |= {"size": kept["size"], "seen": kept["size"] and seen_square(spec, tuple(kept["size"]))}
+        size = kept["size"] or size_behind(asked.example, spec.benchmark)
+        row |= {"size": size, "seen": size and seen_square(spec, tuple(size))}
     row["score"] = scorer(spec.benchmark.scorer).score(row, spec.benchmark)
     return row
+
+
+def size_behind(example: Example, benchmark: Benchmark) -> list[int] | None:
+    """The size of the image that a grey one was shown for, where boxes cannot be read without one."""
+    if (benchmark.box_units, benchmark.box_frame) == ("normalised", "image"):
+        return None
+    return list(load_image(example.image).size)
 
 
 def seen_square(spec: Spec, size: Size) -> list[float] | None:

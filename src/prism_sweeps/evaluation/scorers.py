@@ -15,12 +15,12 @@
 | pope-official | its first sentence says yes, or no, as the answer does | AoiDragon/POPE, evaluate.py |
 | letter, tallyqa, ai2d | the letter chosen is the answer | vlm-evaluation, harnesses/tallyqa.py and ai2d.py |
 | iou | its box overlaps the true one by `iou_threshold` or more | vlm-evaluation, but for the forms of a box |
-| iou-literal | the same; it is a list of four numbers and nothing else | vlm-evaluation, harnesses/refcoco.py |
+| iou-literal | the same; it is four numbers in a list alone, the true ones rounded | vlm-evaluation, harnesses/refcoco.py |
 | package.module:name | what one's own Scorer or function says | `scoring.own` |
 
 vlm-evaluation is TRI-ML/vlm-evaluation, from which the numbers of Karamcheti et al. 2024 come. Where the publisher of a
-benchmark does otherwise, the plain name is vlm-evaluation's. `iou` departs from it only in what counts as a box:
-whatever `iou-literal` accepts it accepts too.
+benchmark does otherwise, the plain name is vlm-evaluation's. `iou` departs from it in what counts as a box (whatever
+`iou-literal` accepts it accepts too) and in that the true box is not rounded.
 
 Scores and metrics are not rounded (the published scripts print two decimals), but for the areas.
 """
@@ -44,7 +44,7 @@ from prism_sweeps.evaluation.scoring.free_text import (
     vizwiz_metrics,
 )
 from prism_sweeps.evaluation.scoring.golds import any_answers, letter_answer, one_answer, ten_answers, yes_or_no
-from prism_sweeps.evaluation.scoring.grounding import iou, literal_numbers
+from prism_sweeps.evaluation.scoring.grounding import iou, literal_numbers, rounded, whole
 from prism_sweeps.evaluation.scoring.options import (
     choice_metrics,
     letter_metrics,
@@ -75,8 +75,8 @@ SCORERS = {
     "letter": Scorer(score_letter, letter_answer, letter_metrics),
     "tallyqa": Scorer(score_letter, letter_answer, letters_by("kind")),
     "ai2d": Scorer(score_letter, letter_answer, letters_by("split")),
-    "iou": iou(numbers_in),
-    "iou-literal": iou(literal_numbers),
+    "iou": iou(numbers_in, whole),
+    "iou-literal": iou(literal_numbers, rounded),
 }
 
 

@@ -84,19 +84,33 @@ def seen_by(row: Row, benchmark: Benchmark) -> Sequence[float]:
     return seen
 
 
-def iou(numbers: Numbers) -> Scorer:
+def whole(box: Box) -> Box:
+    """The true box as the index has it."""
+    return box
+
+
+def rounded(box: Box) -> Box:
+    """The true box as vlm-evaluation has it: normalised to two decimals, which takes the size from the smallest."""
+    x1, y1, x2, y2 = (round(edge, 2) for edge in box)
+    return (x1, y1, x2, y2)
+
+
+def iou(numbers: Numbers, truth: Callable[[Box], Box]) -> Scorer:
     """Right from an intersection over union of `iou_threshold` on (RefCOCO: 0.5; OCID-Ref: 0.25).
 
-    `numbers` are those that an answer gives as its box.
+    `numbers` are those that an answer gives as its box, `truth` is what the true box is taken for.
     """
 
+    def overlaps(rows: Sequence[Row], benchmark: Benchmark) -> list[float | None]:
+        boxes = [answered_box(row, benchmark, numbers) for row in rows]
+        return [box and overlap(box, truth(tuple(row["gold"]))) for box, row in zip(boxes, rows, strict=True)]
+
     def score(row: Row, benchmark: Benchmark) -> float:
-        box = answered_box(row, benchmark, numbers)
-        return float(box is not None and overlap(box, tuple(row["gold"])) >= benchmark.iou_threshold)
+        return float((overlaps([row], benchmark)[0] or 0.0) >= benchmark.iou_threshold)
 
     def metrics(rows: Sequence[Row], benchmark: Benchmark) -> Metrics:
-        boxes = [answered_box(row, benchmark, numbers) for row in rows]
-        overlaps = [overlap(box, tuple(row["gold"])) for box, row in zip(boxes, rows, strict=True) if box is not None]
-        return {"mean_iou": percent(math.fsum(overlaps), len(rows)), "invalid_box_count": boxes.count(None)}
+        found = overlaps(rows, benchmark)
+        mean = percent(math.fsum(each for each in found if each is not None), len(rows))
+        return {"mean_iou": mean, "invalid_box_count": found.count(None)}
 
     return Scorer(score, true_box, metrics)
