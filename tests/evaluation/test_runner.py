@@ -230,7 +230,7 @@ def test_hostile_questions_are_answered(small, question):
         ({"answer": "choice", "scorer": "choice", "choices": ["A", "B"]}, DataError, "not among the choices"),
         ({"prompt": "{qestion}"}, ConfigError, "did you mean 'question'"),
         ({"scorer": "vqav2"}, DataError, "10 human answers"),
-        ({"index": "colours/test"}, DataError, "there is no index"),
+        ({"index": "colours/test"}, DataError, "index.jsonl does not exist"),
         ({"index": "colors"}, DataError, "no dataset 'colors'"),
     ],
 )
