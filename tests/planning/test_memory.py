@@ -33,7 +33,6 @@ from prism_sweeps.planning.activations import Pass, kept
 from prism_sweeps.planning.jobs import jobs_of
 from prism_sweeps.planning.memory import (
     ROW,
-    WINDOW,
     Devices,
     Memory,
     evaluation_memory,
@@ -192,10 +191,9 @@ def test_the_chunk_of_logits_is_that_of_the_loss() -> None:
 
 
 def test_what_is_stated_elsewhere_is_stated_alike() -> None:
-    from prism_sweeps.evaluation import questions
     from prism_sweeps.training import corpus
 
-    assert (ROW, WINDOW) == (corpus.ROW, questions.WINDOW)
+    assert corpus.ROW == ROW
 
 
 # ---- weights, gradients, moments, spread over processes
@@ -329,7 +327,7 @@ def test_an_evaluation_holds_weights_and_what_its_questions_leave() -> None:
     assert one.weights == many.weights == pytest.approx(2 * 7.05e9, rel=0.01)
     cache = 2 * 2 * 32 * 4096 * 600  # keys and values in bfloat16 of 600 positions in 32 blocks
     assert many.activations == 64 * one.activations
-    assert cache < one.activations < 3 * cache
+    assert 2 * cache < one.activations < 3 * cache
 
 
 def test_a_gpu_needs_more_than_its_tensors() -> None:

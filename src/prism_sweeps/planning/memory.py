@@ -24,8 +24,6 @@ REDUCED = 4
 """Bytes of a gradient while devices sum it up."""
 ROW = 4096
 """Positions of a packed row where nobody says, as in `training.corpus`."""
-WINDOW = 4
-"""Batches of an evaluation whose images are encoded together, as in `evaluation.questions`."""
 CONTEXT = 3 << 29
 """1.5 GiB: what CUDA, cuBLAS and NCCL take of a GPU before any tensor does. An assumption; it differs by driver."""
 SLACK = 0.05
@@ -148,18 +146,21 @@ def _in_blocks(spec: StageSpec, alone: bool) -> int:
 
 
 def evaluation_memory(spec: EvaluationSpec, engine: Engine, on_gpu: bool) -> Memory:
-    """Of one device that asks `engine.eval_batch` questions at a time: weights, keys and values, one block at work."""
+    """Of one device that asks `engine.eval_batch` questions at a time: weights, keys and values, one block at work.
+
+    At worst each question has its keys and values twice: as many images as questions may be read before the batch is.
+    """
     model, size, batch = spec.model, COMPUTED[spec.precision], max(1, engine.eval_batch)
     llm, patches = model.llm, backbone_patches(model.backbone, model.resolution.pixels)
     length = patches + QUESTION_TOKENS + spec.benchmark.max_new_tokens
     cache = 2 * llm.depth * llm.kv_heads * head_width(llm) * length
     block = (4 * llm.width + 3 * llm.mlp_width) * length
-    images = 2 * WINDOW * patches * llm.width + 3 * model.resolution.pixels**2
+    images = 2 * patches * llm.width + 3 * model.resolution.pixels**2
     return Memory(
         weights=size * sum(part.parameters for part in parts(model).values()),
         gradients=0,
         moments=0,
         gathered=0,
-        activations=batch * (size * (cache + block + images) + 4 * llm.vocabulary),
+        activations=batch * (size * (2 * cache + block + images) + 4 * llm.vocabulary),
         libraries=0 if on_gpu else ON_CPU,
     )
