@@ -23,14 +23,14 @@ from prism_sweeps.models.resize import image_transform, load_image
 from prism_sweeps.models.vlm import VLM
 
 
-def loaded(vlm: VLM | None = None, context: int = 160) -> LoadedModel:
-    """`tiny_vlm` or another one with its vision tower, as an evaluation has it. An answer's first letter is a token."""
-    spec = model_spec(context)
+def loaded(vlm: VLM | None = None, prompt: str = "chat-template") -> LoadedModel:
+    """`tiny_vlm` or another one with its vision tower, as an evaluation has it."""
+    spec = model_spec()
     return LoadedModel(
         vlm=vlm or tiny_vlm(),
-        prompts=prompt_format(replace(spec.llm, prompt="chat-template"), byte_tokenizer()),
+        prompts=prompt_format(replace(spec.llm, prompt=prompt), byte_tokenizer()),
         transform=image_transform(spec.backbone, spec.resolution, spec.resize),
-        text_positions=context - 16,
+        text_positions=spec.llm.context - 16,
     )
 
 
