@@ -203,7 +203,7 @@ def textvqa(folder: Path) -> None:
     ]})  # fmt: skip
     put(folder, "llava_textvqa_val_v051_ocr.jsonl", lines(
         {"question_id": "0054c91397f2fe05", "image": "0054c91397f2fe05.jpg", "category": "default",
-         "text": f"what is the year?\nReference OCR token: {SHORT}"},
+         "text": f"What is the Year?\nReference OCR token: {SHORT}"},
         {"question_id": "003a8ae2ef43b901", "image": "003a8ae2ef43b901.jpg", "category": "default",
          "text": f"what is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL, Single-Use{SHORT}"},
         {"question_id": "003a8ae2ef43b901", "image": "003a8ae2ef43b901.jpg", "category": "default",

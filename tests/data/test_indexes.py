@@ -397,7 +397,7 @@ def test_what_was_not_made_here_is_never_removed(at: Path, capsys: pytest.Captur
 
 def test_no_index_names_the_command(at: Path) -> None:
     declare(at, "pope", POPE)
-    with pytest.raises(DataError, match=r"there is no index .*: prism data prepare my-pope"):
+    with pytest.raises(DataError, match=r"index.jsonl does not exist; .*: prism data prepare my-pope$"):
         index_of(at / "store/data/my/pope", mine(at, "pope"))
     with pytest.raises(DataError, match=r"put your own there"):
         index_of(at, Benchmark("b", "b"))

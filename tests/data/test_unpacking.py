@@ -36,12 +36,12 @@ def refused(archive: Path, wanted: str, reason: str) -> None:
 @pytest.mark.parametrize("pack", [put_zip, put_tar])
 def test_a_folder_and_a_file_are_taken_from_wherever_they_are(tmp_path: Path, pack) -> None:
     files = {
+        "__MACOSX/refcoco/._2.jpg": b"shadow",
         "top/refcoco/a/1.jpg": b"1",
         "top/refcoco/2.jpg": b"2",
         "top/refcoco+/2.jpg": b"other",
         "top/more/refcoco/3.jpg": b"deeper, not this one",
         "top/refs(unc).p": b"p",
-        "__MACOSX/refcoco/._2.jpg": b"shadow",
     }
     pack(tmp_path, "x.archive", files)
     folder = taken(tmp_path / "x.archive", "refcoco")

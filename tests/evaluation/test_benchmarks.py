@@ -88,3 +88,11 @@ def test_prompt_errors():
         render_prompt("{question} {context}", asked())
     with pytest.raises(DataError, match="has 17 options"):
         render_prompt("{options}", asked(options=("x",) * 17))
+
+
+def test_rows_without_an_id_are_called_by_what_they_hold(tmp_path):
+    plain = {key: value for key, value in LINE.items() if key != "id"}
+    other = plain | {"question": "Who?"}
+    one, two, three = (example.id for example in read_index(index(tmp_path, plain, other, plain)))
+    assert len({one, two, three}) == 3
+    assert [example.id for example in read_index(index(tmp_path, other, plain, plain))] == [two, one, three]

@@ -70,7 +70,7 @@ def check_bytes(folder: Path, index: bytes) -> None:
 def check_made_for(folder: Path, benchmark: Benchmark) -> None:
     """Raises DataError for no index, one of another version of the benchmark, or one whose images are gone."""
     if not (folder / INDEX).is_file():
-        raise DataError(f"there is no index {folder / INDEX}; {make(benchmark)}")
+        raise DataError(f"{folder / INDEX} does not exist; {make(benchmark)}")
     about = about_of(folder)
     if about is None:
         return

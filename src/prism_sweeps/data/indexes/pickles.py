@@ -20,10 +20,6 @@ class PlainUnpickler(pickle.Unpickler):
         """Refuses: plain data has no classes."""
         raise pickle.UnpicklingError(f"it wants {module}.{name}, and plain data needs no such thing")
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuses: plain data stands in the pickle itself."""
-        raise pickle.UnpicklingError("it refers to something outside of it")
-
 
 def plain_pickle_of(path: Path) -> Any:
     """What a pickle of plain data holds; Python 2's texts are read as UTF-8. Raises DataError."""
