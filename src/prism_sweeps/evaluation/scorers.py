@@ -15,7 +15,7 @@
 | pope-official | its first sentence says yes, or no, as the answer does | AoiDragon/POPE, evaluate.py |
 | letter, tallyqa, ai2d | the letter chosen is the answer | vlm-evaluation, harnesses/tallyqa.py and ai2d.py |
 | iou | its box overlaps the true one by `iou_threshold` or more | vlm-evaluation, but for the forms of a box |
-| iou-literal | the same; it is four numbers in a list alone, the true ones rounded | vlm-evaluation, harnesses/refcoco.py |
+| iou-literal | the same; it is a list of four numbers, the true ones rounded | vlm-evaluation, harnesses/refcoco.py |
 | package.module:name | what one's own Scorer or function says | `scoring.own` |
 
 vlm-evaluation is TRI-ML/vlm-evaluation, from which the numbers of Karamcheti et al. 2024 come. Where the publisher of a
