@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -77,6 +78,23 @@ def test_an_answer_or_a_likelihood_that_differs_is_found_out(benchmark_named):
         evaluate.check_equal(own, {**own, "a": ("A", (-0.5, -1.0002))}, "other")
     with pytest.raises(AssertionError, match="other answered other questions"):
         evaluate.check_equal(own, {"a": own["a"]}, "other")
+
+
+def test_answers_that_differ_with_the_batch_are_counted(benchmark_named, tmp_path: Path, monkeypatch):
+    evaluate, sizes = benchmark_named("evaluate"), benchmark_named("batch_sizes")
+    setting = evaluate.setting_in(tmp_path, evaluate.SMALL)
+    requests = evaluate.asked(setting, 0, 2, 2, choices=True)
+    assert set(sizes.compared({"fp32": setting.loaded}, requests, "choice").values()) == {0.0}
+    real = sizes.answers
+
+    def one_other(model, requests, size):
+        said = real(model, requests, size)
+        first = next(iter(said))
+        return said | {first: replace(said[first], text=f"by {size}")}
+
+    monkeypatch.setattr(sizes, "answers", one_other)
+    told = sizes.compared({"bf16": setting.loaded}, requests, "choice")
+    assert told == {f"choice_bf16_{size}": 0.25 for size in (4, 16, 64)}
 
 
 # ---- plan: beside Hydra's compose
