@@ -11,12 +11,14 @@ import pytest
 from ranks import run_ranks
 from tiny_evaluation import PARENT, benchmark, model_spec, open_store
 
-from prism_sweeps.config.errors import DataError, StoreError
+from prism_sweeps.config.errors import DataError, PrismError, StoreError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.config.specs import EvaluationSpec
 from prism_sweeps.evaluation.asked import asked_of, shares
-from prism_sweeps.evaluation.runner import evaluate
+from prism_sweeps.evaluation.requests import Request, Unanswered
+from prism_sweeps.evaluation.runner import Progress, evaluate, put_down
 from prism_sweeps.evaluation.together import agreed
+from prism_sweeps.tracking.answers import AnswerFiles
 from prism_sweeps.tracking.records import Store
 
 
@@ -40,6 +42,14 @@ def test_with_fewer_images_than_processes_questions_are_shared_out(store):
     assert [len(part) for part in shares(asked, 21)] == [1] * 21
     assert [len(part) for part in shares(asked_of(store.data / "colours", benchmark(), "blank"), 2)] == [11, 10]
     assert sorted(len(part) for part in shares(asked[:2], 4)) == [0, 0, 1, 1]
+
+
+def test_one_of_several_processes_tells_how_far_all_are(tmp_path):
+    told: list[int] = []
+    progress = Progress(done=10, total=50, mine=10, report=lambda done, *_: told.append(done), stop=lambda: False)
+    batches = [[(Request(f"{batch}-{i}", None, None, "?"), Unanswered("no"))] for batch in range(2) for i in range(5)]
+    put_down(batches, AnswerFiles(tmp_path, "nobody"), progress)
+    assert told == [14, 18, 22, 26, 30, 34, 38, 42, 46, 50]
 
 
 @dataclass
@@ -94,7 +104,7 @@ def scored_by_two(root: Path) -> str:
     spec = EvaluationSpec(model_spec(), benchmark(), "real", PARENT)
     try:
         result = evaluate(spec, record, store, Engine(device="cpu"), lambda *_: None, lambda: False, world)
-    except DataError as error:
+    except PrismError as error:
         return str(error)
     return f"n {result['n']}" if result else "nothing"
 
@@ -111,3 +121,14 @@ def test_two_processes_score_as_one_and_both_tell_of_an_unreadable_image(store, 
     image.write_bytes(whole)
     assert run_ranks(2, tmp_path, scored_by_two, store.root) == ["n 21", "nothing"]
     assert len(store.job("c" * 16).read_predictions()) == 21
+
+
+@pytest.mark.slow
+def test_two_processes_both_tell_of_answers_that_cannot_be_read(store, tmp_path):
+    record = store.job("c" * 16)
+    record.path.mkdir(parents=True)
+    assert run_ranks(2, tmp_path, scored_by_two, store.root) == ["n 21", "nothing"]
+    broken = sorted(record.answers.glob("*.jsonl"))[0]
+    broken.write_text("{half a row\n" + broken.read_text())
+    said = run_ranks(2, tmp_path, scored_by_two, store.root)
+    assert said == [f"{broken.resolve()}, line 1 is not valid JSON" + said[0][said[0].index(" (") :]] * 2

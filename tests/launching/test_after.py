@@ -186,6 +186,31 @@ def test_what_the_first_process_sees_of_it(
     assert [where for where, _ in record.state()["failed_on"]] == [host]
 
 
+def test_the_others_hear_of_no_job_that_cannot_be_begun(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would go on with it alone, and take what the first process says of the next one for a part of it."""
+
+    class Others:
+        size, heard = 2, list[object]()
+
+        def told_by_first(self, message: object) -> None:
+            self.heard.append(message)
+
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(run_job, "work_to_do", lambda job, world: lambda *_: {"n": 0})
+    monkeypatch.setattr(run_job, "check_parents", lambda *_: None)
+    world = Others()
+    with monkeypatch.context() as broken:
+        broken.setattr(JobRecord, "beat", full)
+        with pytest.raises(StoreError):
+            run_job.run_job(ONE, store, Engine(), lambda *_: None, lambda: False, world)  # type: ignore[arg-type]
+    assert world.heard == []
+    monkeypatch.setattr(run_job, "remember_speed", lambda *_: None)
+    run_job.run_job(ONE, store, Engine(), lambda *_: None, lambda: False, world)  # type: ignore[arg-type]
+    assert world.heard == [ONE.fingerprint]
+
+
 def test_a_job_that_somebody_else_has_taken_up_is_left_alone(store: Store) -> None:
     record = killed(store)
     with JobRecord(record.path).claim():

@@ -64,6 +64,19 @@ def test_jobs_find_each_others_answers_and_each_process_has_its_file(tmp_path: P
     assert {path.resolve() for path in (record.answers for record in records)} == {one.folder}
 
 
+def test_a_file_that_is_not_listed_yet_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.open(tmp_path)
+    record = store.job("c" * 16)
+    record.path.mkdir(parents=True)
+    mine, other = (AnswerFiles.of(spec(), record, store) for _ in range(2))
+    mine.append([{"request": "x", "answer": "1"}])
+    listed = list(mine.folder.glob("*.jsonl"))
+    other.append([{"request": "y", "answer": "2"}])
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    assert sorted(mine.read()) == ["x"]
+    assert sorted(mine.read([mine.writer, other.writer, "nobody"])) == ["x", "y"]
+
+
 def test_a_row_that_a_crash_cut_off_is_one_that_is_not_there(tmp_path: Path) -> None:
     store = Store.open(tmp_path)
     record = store.job("c" * 16)

@@ -47,7 +47,7 @@ def evaluate(
     answered (the other answers are kept); ConfigError, DataError or StoreError. What one process raises all do.
     """
     asked, answers = agreed(lambda: begun(spec, record, store, engine, report), world)
-    known = set(world.told_by_first(sorted(answers.read()) if world.rank == 0 else None))
+    known = world.told_by_first(agreed(lambda: set(answers.read()) if world.rank == 0 else None, world))
     left = [each for each in asked if each.request.key not in known]
     mine = shares(left, world.size)[world.rank]
 
@@ -57,12 +57,13 @@ def evaluate(
         progress = Progress(len(asked) - len(left), len(asked), len(mine), report, stop)
         return put_down(answerer(spec, store, engine).answers(mine), answers, progress)
 
-    told = world.all_say(agreed(answered, world))
-    if any(stopped for _, stopped in told):
-        kept = answers.read()
+    told = world.all_say((*agreed(answered, world), answers.writer))
+    kept = agreed(lambda: answers.read(writer for *_, writer in told) if world.rank == 0 else {}, world)
+    if any(stopped for _, stopped, _ in told):
         raise Interrupted(f"stopped after {sum(each.request.key in kept for each in asked)} of {len(asked)} questions")
-    reasons = [reason for reasons, _ in told for reason in reasons]
-    return agreed(lambda: ended(asked, answers, reasons, spec, record) if world.rank == 0 else {}, world)
+    reasons = [reason for reasons, *_ in told for reason in reasons]
+    check_all_answered(reasons, len(asked), answers.folder)
+    return agreed(lambda: ended(asked, kept, answers.folder, spec, record) if world.rank == 0 else {}, world)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Progress:
     report: Report
     stop: Callable[[], bool]
 
+    def after(self, asked: int) -> int:
+        """Questions that all processes have asked, if the others are as fast as this one."""
+        return self.done + asked * (self.total - self.done) // self.mine
+
 
 def begun(
     spec: Spec, record: JobRecord, store: Store, engine: Engine, report: Report
@@ -86,13 +91,11 @@ def begun(
 
 
 def ended(
-    asked: Sequence[Asked], answers: AnswerFiles, reasons: Sequence[str], spec: Spec, record: JobRecord
+    asked: Sequence[Asked], kept: Mapping[str, Mapping[str, Any]], folder: Path, spec: Spec, record: JobRecord
 ) -> dict[str, Any]:
-    """The result, unless there are `reasons` why some questions have no answer."""
-    check_all_answered(reasons, len(asked), answers.folder)
-    kept = answers.read()
+    """The result, once all of the questions have an answer that is kept in `folder`."""
     if gone := sum(each.request.key not in kept for each in asked):
-        raise StoreError(f"{gone} answers in {answers.folder} are gone since the job began; run it again to ask anew")
+        raise StoreError(f"{gone} answers in {folder} are gone since the job began; run it again to ask anew")
     rows = [scored(each, kept[each.request.key], spec) for each in asked]
     record.write_predictions([without_likelihoods(row) for row in rows])
     return result_of(rows, spec.benchmark)
@@ -128,7 +131,7 @@ def put_down(batches: Iterable[list[Answered]], answers: AnswerFiles, progress: 
         reasons += [answer.reason for _, answer in batch if isinstance(answer, Unanswered)]
         asked += len(batch)
         note = f"{len(reasons)} without an answer" if reasons else ""
-        progress.report(progress.done + asked, progress.total, note)
+        progress.report(progress.after(asked), progress.total, note)
         if asked < progress.mine and progress.stop():
             return reasons, True
     return reasons, False

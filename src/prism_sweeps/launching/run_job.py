@@ -73,9 +73,10 @@ def run_job(
             live.start(store, job.fingerprint)
         try:
             work = work_to_do(job, world)
-            if world is not None:
-                world.told_by_first(job.fingerprint)
             with imports_set_aside(), lines_in(record), beating(record, report) as told:
+                # Last of all: what fails before is this process's alone, and the others go on waiting for a job.
+                if world is not None:
+                    world.told_by_first(job.fingerprint)
                 result = work(job.spec, record, store, engine, told, stop)
         except (Interrupted, KeyboardInterrupt):
             record.interrupt()

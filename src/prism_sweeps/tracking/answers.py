@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,27 +51,35 @@ class AnswerFiles:
     def of(cls, spec: EvaluationSpec | BaselineSpec, record: JobRecord, store: Store) -> AnswerFiles:
         """Those of the job with this record, which gets a link to them."""
         folder = store.root / "answers" / asking(spec)
+        writer = f"{record.fingerprint}-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
         wanted = os.path.relpath(folder, record.path)
         with explained("link", record.answers, "the answers that are there are kept"):
             if not record.answers.is_symlink() or str(record.answers.readlink()) != wanted:
-                temporary = record.answers.with_name(f".answers.{os.getpid()}.tmp")
-                temporary.unlink(missing_ok=True)
+                # Not by the number of the process, which two machines may have given at once.
+                temporary = record.answers.with_name(f".{writer}.tmp")
                 temporary.symlink_to(wanted)
                 temporary.replace(record.answers)
-        return cls(folder, f"{record.fingerprint}-{uuid.uuid4().hex[:8]}")
+        return cls(folder, writer)
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Request -> row. Where several have answered the same one, the first by file name counts."""
+    def read(self, writers: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+        """Request -> row. Where several have answered the same one, the first by file name counts.
+
+        What `writers` have written on other machines is there in any case: a shared file system may list new files only
+        half a minute late, but opens those whose names it is told.
+        """
         rows: dict[str, dict[str, Any]] = {}
-        for path in sorted(self.folder.glob("*.jsonl")):
+        for path in sorted({*self.folder.glob("*.jsonl"), *map(self.file_of, writers)}):
             for row in read_rows(path):
                 rows.setdefault(row["request"], row)
         return rows
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds answers of this process, durably. Each row has its `request`. Raises StoreError."""
-        append_rows(self.folder / f"{self.writer}.jsonl", rows, durable=True)
+        append_rows(self.file_of(self.writer), rows, durable=True)
+
+    def file_of(self, writer: str) -> Path:
+        return self.folder / f"{writer}.jsonl"
 
 
 def asked_by(record: JobRecord) -> int:
