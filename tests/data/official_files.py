@@ -183,7 +183,8 @@ VIZWIZ = Case(
     {"all": 2, "answerable=1": 1, "answer_type=unanswerable": 1, "answerable=0": 1, "answer_type=other": None},
 )
 
-# ---- TextVQA: two questions about one image; LLaVA's OCR file, whose question ids are those of images
+# ---- TextVQA: two questions about one image; LLaVA's OCR file, whose question ids are those of images and which writes
+# questions in its own way
 
 SHORT = "\nAnswer the question using a single word or phrase."
 
@@ -203,9 +204,9 @@ def textvqa(folder: Path) -> None:
     ]})  # fmt: skip
     put(folder, "llava_textvqa_val_v051_ocr.jsonl", lines(
         {"question_id": "0054c91397f2fe05", "image": "0054c91397f2fe05.jpg", "category": "default",
-         "text": f"What is the Year?\nReference OCR token: {SHORT}"},
+         "text": f"What is the year?\nReference OCR token: {SHORT}"},
         {"question_id": "003a8ae2ef43b901", "image": "003a8ae2ef43b901.jpg", "category": "default",
-         "text": f"what is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL, Single-Use{SHORT}"},
+         "text": f"What is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL, Single-Use{SHORT}"},
         {"question_id": "003a8ae2ef43b901", "image": "003a8ae2ef43b901.jpg", "category": "default",
          "text": "what color?\nReference OCR token: DAKOTA, DIGITAL"},
     ))  # fmt: skip
@@ -217,7 +218,7 @@ TEXTVQA = Case(
     [
         {
             "image": "train_images/003a8ae2ef43b901.jpg",
-            "question": "what is the Brand of this camera?",
+            "question": "What is the brand of this camera?",
             "answers": ["dakota"] * 10,
             "context": "DAKOTA, DIGITAL, Single-Use",
             "source_id": "34602",
@@ -231,7 +232,7 @@ TEXTVQA = Case(
         },
         {
             "image": "train_images/0054c91397f2fe05.jpg",
-            "question": "what is the year?",
+            "question": "What is the year?",
             "answers": ["2011"] * 8 + ["unanswerable", "2011"],
             "context": "",
             "source_id": "34604",
@@ -404,7 +405,7 @@ POPE = Case(
     {"all": 3, "split=random": 1, "split=popular": 1, "split=adversarial": 1},
 )
 
-# ---- TallyQA: questions without `issimple`
+# ---- TallyQA: still packed, beside train.json, whose questions have no `issimple`
 
 
 def tallyqa(folder: Path) -> None:
@@ -417,8 +418,8 @@ def tallyqa(folder: Path) -> None:
     put_zip(folder, "tallyqa.zip", {"train.json": [], "test.json": [
         asked(0, "VG_100K_2/2410408.jpg", 4, "imported_genome", issimple=False),
         asked(1, "VG_100K/9.jpg", 15, "amt", issimple=True),
-        asked(2, "VG_100K/9.jpg", 0, "amt"),
-        asked(3, "VG_100K/9.jpg", 1, "imported_vqa"),
+        asked(2, "VG_100K/9.jpg", 0, "amt", issimple=False),
+        asked(3, "VG_100K/9.jpg", 1, "imported_vqa", issimple=True),
     ]})  # fmt: skip
     put_images(folder, "VG_100K/9.jpg", "VG_100K_2/2410408.jpg")
 

@@ -3,15 +3,13 @@
     [{"question_id": 30095774, "image": "VG_100K_2/2410408.jpg", "image_id": 92410408, "question": "...", "answer": 4,
       "issimple": false, "data_source": "imported_genome"}]
 
-Answers are 0 to 15, offered as the options A to P. A question without `issimple` is complex if it was written for
-TallyQA (`amt`) and simple if it was imported, which is how the paper made its test splits.
+Answers are 0 to 15, offered as the options A to P. Only the questions of test.json have `issimple`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.data.indexes.official import json_of, laid_out
@@ -19,7 +17,6 @@ from prism_sweeps.data.indexes.rows import Row, index_row
 
 OPTIONS = tuple(str(count) for count in range(16))
 LETTERS = "ABCDEFGHIJKLMNOP"
-OWN_SOURCE = "amt"
 
 
 def rows(files: Mapping[str, Path]) -> Iterator[Row]:
@@ -37,12 +34,5 @@ def rows(files: Mapping[str, Path]) -> Iterator[Row]:
                 [LETTERS[count]],
                 source_id=example["question_id"],
                 options=OPTIONS,
-                tags={"kind": "simple" if is_simple(example) else "complex"},
+                tags={"kind": "simple" if example["issimple"] else "complex"},
             )
-
-
-def is_simple(example: Mapping[str, Any]) -> bool:
-    """Whether it only asks how many there are of a thing."""
-    if example.get("issimple") is not None:
-        return bool(example["issimple"])
-    return not str(example["data_source"]).startswith(OWN_SOURCE)

@@ -9,8 +9,9 @@ OCR tokens, llava_textvqa_val_v051_ocr.jsonl of LLaVA's docs/Evaluation.md, whos
     {"question_id": "003a8ae2ef43b901", "image": "003a8ae2ef43b901.jpg", "category": "default",
      "text": "What is the brand?\nReference OCR token: DAKOTA, DIGITAL\nAnswer the question using a single word or phrase."}
 
-They belong together by image and question, in lower case, as in LLaVA's eval_textvqa.py. vlm-evaluation's copy of that
-file ends each text after the tokens; it goes by the order of both files, which says the same.
+They belong together by image and question, in lower case, as in LLaVA's eval_textvqa.py: the two files write questions
+differently, and the one asked, with tokens or without, is that of the OCR file, as by LLaVA and vlm-evaluation. The
+latter's copy of it ends each text after the tokens; it goes by the order of both files, which says the same.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -27,36 +28,39 @@ TOKENS = "Reference OCR token:"
 
 Asked = tuple[str, str]
 """Image and question in lower case."""
+Shown = tuple[str, str]
+"""Question as it is written in the OCR file, and the OCR tokens as one text, empty where none were found."""
 
 
 def rows(files: Mapping[str, Path]) -> Iterator[Row]:
     """`questions` and `ocr` -> one row for each question, with its OCR tokens as context."""
     path = files["questions"]
-    tokens = tokens_of(json_lines_of(files["ocr"]), files["ocr"])
+    shown = shown_of(json_lines_of(files["ocr"]), files["ocr"])
     with laid_out(str(path)):
         questions = json_of(path)["data"]
     for number, example in enumerate(questions):
         with laid_out(f"{path}, question {number}"):
             asked = (str(example["image_id"]), example["question"].strip().lower())
-            if asked not in tokens:
+            if asked not in shown:
                 raise DataError(f"{files['ocr']}: nothing about image {asked[0]} with the question '{asked[1]}'")
+            question, tokens = shown[asked]
             yield index_row(
                 f"train_images/{example['image_id']}.jpg",
-                example["question"],
+                question,
                 example["answers"],
                 source_id=example["question_id"],
-                context=tokens[asked],
+                context=tokens,
             )
 
 
-def tokens_of(lines: list[Any], path: Path) -> dict[Asked, str]:
-    """The OCR tokens of each question, as one text; empty where none were found."""
+def shown_of(lines: list[Any], path: Path) -> dict[Asked, Shown]:
+    """What the OCR file shows with each question."""
     found = {}
     for number, line in enumerate(lines):
         with laid_out(f"{path}, row {number}"):
             image = Path(line["image"]).stem if "image" in line else str(line["question_id"])
             parts = line["text"].split("\n")
             told = [part.removeprefix(TOKENS).strip() for part in parts if part.startswith(TOKENS)]
-            question = next(part for part in parts if not part.startswith(TOKENS))
-            found[image, question.strip().lower()] = told[0] if told else ""
+            question = next(part for part in parts if not part.startswith(TOKENS)).strip()
+            found[image, question.lower()] = (question, told[0] if told else "")
     return found
