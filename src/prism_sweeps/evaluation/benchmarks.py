@@ -7,6 +7,7 @@ An index is a file `index.jsonl` in the benchmark's folder, one JSON object per 
 
 `answers` are the ten human answers for the soft-accuracy scorers and one answer otherwise (for lettered options, the
 letter of the right one); `options`, `box` (normalised x1, y1, x2, y2), `context` and `tags` may be absent or null.
+`image` is a path inside of the benchmark's folder; a link there may lead to images anywhere.
 Without `id` a row is called by a hash of what it holds. Beside an index that `prism data prepare` made lies an
 about.json, and it is held to what that says.
 """
@@ -14,10 +15,11 @@ about.json, and it is held to what that says.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError, DataError, nearest
@@ -101,7 +103,7 @@ def parse_example(line: str, folder: Path, where: str, unnamed: Counter[str]) ->
         raise DataError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON object is wanted, not {type(row).__name__}")
-    image = string(row, "image", where)
+    image = image_of(row, where)
     return Example(
         id=string(row, "id", where) if "id" in row else content_id(row, unnamed),
         image=folder / image,
@@ -126,6 +128,18 @@ def string(row: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(row.get(key), str):
         raise DataError(f"{where}: '{key}' should be a string, and is {json.dumps(row.get(key))[:80]}")
     return row[key]
+
+
+def image_of(row: dict[str, Any], where: str) -> str:
+    """The image as the index names it, which is what scores are kept by: nothing of this machine alone."""
+    image = string(row, "image", where)
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in image:
+        raise DataError(
+            f"{where}: 'image' should be a path inside of the index's folder, and is {json.dumps(image)[:80]}; a link "
+            "in that folder may lead to images elsewhere"
+        )
+    return image
 
 
 def strings(row: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
@@ -153,10 +167,14 @@ def box_of(row: dict[str, Any], where: str) -> Box | None:
 
 def tags_of(row: dict[str, Any], where: str) -> dict[str, Any]:
     tags = row.get("tags") or {}
-    scalars = isinstance(tags, dict) and all(isinstance(value, str | int | float | bool) for value in tags.values())
-    if not scalars:
+    if not (isinstance(tags, dict) and all(map(is_scalar, tags.values()))):
         raise DataError(f"{where}: 'tags' should map names to strings, numbers or booleans")
     return tags
+
+
+def is_scalar(value: object) -> bool:
+    """Whether JSON can hold it as a text, a number (NaN is none) or a boolean."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def render_prompt(template: str, example: Example) -> str:
