@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.cut: list[int] = []
         self.tag: str | None = '"1"'
         self.kind, self.ranges, self.busy = "application/octet-stream", True, 0
+        self.elsewhere, self.length = "", ""
         self.asked: list[tuple[str, str | None]] = []
 
     def url(self, path: str = "/file") -> str:
@@ -49,6 +50,11 @@ class Handler(BaseHTTPRequestHandler):
         server, wanted = self.server, self.headers.get("Range")
         server.asked.append((self.path, wanted))
         body = server.files.get(self.path.partition("?")[0])
+        if server.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", server.elsewhere)
+            self.end_headers()
+            return
         if server.busy or body is None:
             server.busy = max(0, server.busy - 1)
             self.send_error(503 if body is not None else 404)
@@ -61,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", server.kind)
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_header("Content-Length", server.length or str(len(body) - start))
         if server.tag:
             self.send_header("ETag", server.tag)
         self.end_headers()
@@ -178,6 +184,18 @@ def test_no_such_file_no_server_no_web_address(server: Server, tmp_path: Path) -
         with pytest.raises(DataError, match="only http and https"):
             fetch(url, tmp_path / "f", quiet)
     assert left_in(tmp_path) == []
+
+
+def test_a_server_that_leads_into_this_machine_is_not_followed(server: Server, tmp_path: Path) -> None:
+    server.elsewhere = "file:///etc/passwd"
+    with pytest.raises(DataError, match=r"cannot be fetched: the server says 302 .*file:///etc/passwd"):
+        fetch(server.url(), tmp_path / "f", quiet)
+    assert left_in(tmp_path) == []
+
+
+def test_a_length_that_is_none_is_no_length(server: Server, tmp_path: Path) -> None:
+    server.length, server.cut = "many", [len(BODY)]
+    assert fetch(server.url(), tmp_path / "f", quiet, SHA256).read_bytes() == BODY
 
 
 def test_those_that_ask_together_fetch_once(server: Server, tmp_path: Path) -> None:

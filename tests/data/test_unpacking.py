@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -78,6 +79,24 @@ def test_links_are_refused(tmp_path: Path) -> None:
         link.create_system, link.external_attr = 3, 0o120777 << 16
         archive.writestr(link, "/etc")
     refused(box / "x.zip", "images", "is a link or a device")
+
+
+def test_a_file_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    for kind, names in (("zip", ("images/1.jpg", "images/1.jpg")), ("dotted", ("images/1.jpg", "images/./1.jpg"))):
+        box = tmp_path / kind
+        box.mkdir()
+        with zipfile.ZipFile(box / "x.zip", "w") as archive, warnings.catch_warnings(action="ignore"):
+            for number, name in enumerate(names):
+                archive.writestr(name, str(number))
+        refused(box / "x.zip", "images", "'images/1.jpg' is in the archive twice")
+
+
+def test_what_a_killed_unpacking_left_goes(tmp_path: Path) -> None:
+    put_zip(tmp_path, "x.zip", {"images/1.jpg": b"1"})
+    put(tmp_path, ".images.tmp-killed/unpacked/1.jpg", b"half")
+    put(tmp_path, ".others.tmp-running/unpacked/1.jpg", b"half")
+    unpack(tmp_path / "x.zip", PurePosixPath("images"), tmp_path / "images", quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".others.tmp-running", "images", "x.zip"]
 
 
 def test_a_bomb_and_a_full_disk_are_refused_before_anything_is_written(

@@ -95,8 +95,7 @@ def go_on(url: str, part: Path, told: Callable[[int, int], None]) -> None:
         tag.unlink(missing_ok=True)
         if version and not version.startswith("W/"):
             tag.write_text(version, encoding="utf-8")
-        length = answer.headers.get("Content-Length")
-        copy(answer, part, start, None if length is None else start + int(length), told)
+        copy(answer, part, start, None if answer.length is None else start + answer.length, told)
 
 
 def copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
 import tarfile
 import tempfile
@@ -38,8 +39,9 @@ class Member(NamedTuple):
 def unpack(archive: Path, wanted: PurePosixPath, target: Path, progress: Progress) -> Path:
     """The file or folder `wanted` of `archive` as `target`, which is not there yet.
 
-    Its place in the archive is where the last parts of a path are `wanted` (or its last part alone). Raises DataError:
-    no archive, nothing of that name, a path that leads outside, a link, more than the disk holds, a bomb.
+    Its place in the archive is where the last parts of a path are `wanted` (or its last part alone). Call it with a
+    lock on `target` held: what an unpacking left that was killed goes. Raises DataError: no archive, nothing of that
+    name, a path that leads outside or occurs twice, a link, more than the disk holds, a bomb.
     """
     try:
         with opened(archive) as members:
@@ -96,7 +98,8 @@ def under(members: list[Member], wanted: PurePosixPath) -> list[tuple[Member, Pu
             outermost = min(found, key=lambda each: each[1])
             base = outermost[0].path.parts[: outermost[1]]
             inside = [member for member, end in found if member.path.parts[:end] == base]
-            return refuse_links([(member, PurePosixPath(*member.path.parts[len(base) :])) for member in inside])
+            check_files(inside)
+            return [(member, PurePosixPath(*member.path.parts[len(base) :])) for member in inside]
     return []
 
 
@@ -106,11 +109,15 @@ def end_of(path: tuple[str, ...], parts: tuple[str, ...]) -> int:
     return next((start + len(parts) for start in starts if path[start : start + len(parts)] == parts), 0)
 
 
-def refuse_links(chosen: list[tuple[Member, PurePosixPath]]) -> list[tuple[Member, PurePosixPath]]:
-    for member, _ in chosen:
+def check_files(members: list[Member]) -> None:
+    """Raises DataError for a link, a device, or two files of one name."""
+    seen: set[PurePosixPath] = set()
+    for member in members:
         if not member.plain:
             raise DataError(f"'{member.path}' in the archive is a link or a device, no file; nothing was taken")
-    return chosen
+        if member.path in seen:
+            raise DataError(f"'{member.path}' is in the archive twice: which one is meant? nothing was taken")
+        seen.add(member.path)
 
 
 def check_size(archive: Path, total: int, folder: Path) -> None:
@@ -125,6 +132,8 @@ def check_size(archive: Path, total: int, folder: Path) -> None:
 
 def place(chosen: list[tuple[Member, PurePosixPath]], target: Path, progress: Progress, note: str) -> None:
     """Writes them beside `target`, and moves them there when they are whole."""
+    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
     try:
         for done, (member, rest) in enumerate(chosen):
