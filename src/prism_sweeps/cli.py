@@ -89,14 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments; overrides may stand before, between and after options."""
+    """The arguments; overrides and names may stand before, between and after options."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
+    words = getattr(arguments, "overrides", getattr(arguments, "names", None))
+    unknown = [text for text in rest if text.startswith("-") or words is None]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
-        arguments.overrides += rest
+    if words is not None:
+        words += rest
     return arguments
 
 

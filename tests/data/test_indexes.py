@@ -96,10 +96,12 @@ def test_official_files_become_an_index(at: Path, name: str) -> None:
     assert [each.example.id for each in asked] == ids
 
 
-def test_about_tells_what_the_index_is_made_from(at: Path) -> None:
+def test_about_tells_what_the_index_is_made_from(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     POPE.write(at / "official")
     declare(at, "pope", POPE)
-    folder = prepared(at, "pope")
+    monkeypatch.chdir(at)
+    assert prepare(at, "my-pope", "--from", "official") == 0  # from here; what is told holds from anywhere
+    folder = at / "store/data/my/pope"
     about = json.loads((folder / "about.json").read_text())
     random = at / "official/pope/coco_pope_random.json"
     assert about["files"].pop("random") == {
@@ -298,6 +300,12 @@ def test_a_file_with_another_hash_is_refused(at: Path, capsys: pytest.CaptureFix
             [{"question_id": 1, "image": "VG_100K/9.jpg", "question": "?", "answer": 16, "issimple": True}],
             "its answer is 16",
         ),
+        (
+            "tallyqa",
+            "test.json",
+            [{"question_id": 1, "image": "VG_100K/9.jpg", "question": "?", "answer": 1, "data_source": "amt"}],
+            "question 0: it has no 'issimple'",
+        ),
         ("ai2d", "questions/x.json", {}, "number of the image"),
         (
             "ai2d",
@@ -472,6 +480,18 @@ def test_mistakes_in_a_declaration(
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("image", ["", "a.png", "/photos/a.png", None])
+def test_a_row_of_ones_own_names_folder_and_file(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], image: str | None
+) -> None:
+    own(at, monkeypatch, at / "conf")
+    row = {"image": image, "question": "?", "answers": ["dog"], "tags": None}
+    put(at, "code/reader_of_mine.py", f"def rows(files):\n    return [{row!r}]\n")
+    put(at / "conf", "benchmark/mine.yaml", OWN | {"origin": OWN["origin"] | {"counts": {"all": 1, "of=mine": 0}}})
+    assert prepare(at, "mine", "--from", str(at / "official")) == 2
+    assert "FOLDER/PATH is wanted, with FOLDER one of origin.images (photos)" in capsys.readouterr().err
+
+
 def test_rows_that_cannot_be_scored_never_become_an_index(
     at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -495,6 +515,12 @@ def test_a_study_names_benchmarks_too(at: Path, capsys: pytest.CaptureFixture[st
     put(at / "store/data", "easy-vqa/ready", "")
     assert prepare(at, "--study", "mine", "--from", str(at / "official")) == 0
     assert str(at / "store/data/my/pope") in capsys.readouterr().out.splitlines()
+
+
+def test_names_may_stand_after_options(at: Path) -> None:
+    POPE.write(at / "official")
+    declare(at, "pope", POPE)
+    assert prepare(at, "--from", str(at / "official"), "my-pope") == 0
 
 
 def test_from_is_for_official_files(at: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,8 +50,8 @@ def write_about(
         "examples": examples,
         "sha256": hashlib.sha256((folder / INDEX).read_bytes()).hexdigest(),
         "reader": benchmark.origin and benchmark.origin.reader,
-        "files": {name: {"path": str(path), "sha256": content_sha256(path)} for name, path in files.items()},
-        "images": {name: str(path) for name, path in images.items()},
+        "files": {name: {"path": str(path.absolute()), "sha256": content_sha256(path)} for name, path in files.items()},
+        "images": {name: str(path.absolute()) for name, path in images.items()},
         "prism": importlib.metadata.version("prism-sweeps"),
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -128,7 +128,7 @@ def counted(rows: Iterable[Row], tags: Iterable[str]) -> dict[str, int]:
     names = sorted(tags)
     for row in rows:
         found[ALL] += 1
-        found.update(f"{tag}={row['tags'][tag]}" for tag in names if tag in row.get("tags", {}))
+        found.update(f"{tag}={row['tags'][tag]}" for tag in names if tag in (row.get("tags") or {}))
     return dict(found)
 
 
@@ -165,8 +165,8 @@ def check_images(rows: Iterable[Row], images: Mapping[str, Path], benchmark: Ben
     """Raises DataError where images are missing: how many, which, and from where they are."""
     wanted: dict[PurePosixPath, set[str]] = defaultdict(set)
     for row in rows:
-        path = PurePosixPath(str(row["image"]))
-        if path.parts[0] not in images or len(path.parts) < 2 or ".." in path.parts:
+        path = PurePosixPath(str(row.get("image")))
+        if len(path.parts) < 2 or path.parts[0] not in images or ".." in path.parts:
             raise DataError(
                 f"{benchmark.name}: a row's image is '{path}'; FOLDER/PATH is wanted, with FOLDER one of "
                 f"origin.images ({', '.join(images) or 'none'})"
