@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def test_a_report_compares_the_models(capsys, place: Path):
         assert name in page
     assert f"model=hf:{place}/qwen" in page
     assert "Does it see?" in out
+
+
+def test_a_sweep_of_its_study_goes_on_with_what_is_left(capsys, place: Path):
+    arguments = (f"model=hf:{place}/llava", "suite=few", "suite.conditions=[blank]", "--name", "again", OFF)
+    assert run(capsys, place, "evaluate", *arguments)[0] == 0
+    store = Store.open(place / "store")
+    jobs = list(Plan.from_plain(store.study("again").plan()).jobs)
+    shutil.rmtree(store.job(jobs[0]).path)
+    code, _, err = run(capsys, place, "sweep", "again")
+    assert code == 0, err
+    assert {store.job(name).state()["status"] for name in jobs} == {"done"}
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason_and_can_be_tried_again(capsys, place: Path):

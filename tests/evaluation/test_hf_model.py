@@ -282,6 +282,11 @@ def test_weights_that_are_not_whole(folders, tmp_path: Path):
     )
     with pytest.raises(ConfigError, match="lack 1 tensors"):
         opened(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    for content in (whole[:-9], whole[:5], b"?" * 99):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ConfigError, match="its weights cannot be loaded"):
+            opened(folder)
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="in safetensors files"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from prism_sweeps.config.baselines import content_of
@@ -97,13 +97,23 @@ def test_a_name_that_nothing_resolves_is_refused(monkeypatch):
 
         return model_info
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse(ConnectionError("no network")))
-    with pytest.raises(ConfigError, match="out of reach; fetch it where there is a network"):
-        content_of("hf:llava-hf/llava-1.5-7b-hf")
+    for unreachable in (ConnectionError("no network"), HTTPError("no network"), OfflineModeIsEnabled("no network")):
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse(unreachable))
+        with pytest.raises(ConfigError, match="out of reach; fetch it where there is a network"):
+            content_of("hf:llava-hf/llava-1.5-7b-hf")
     answer = type("Response", (), {"headers": {}, "request": None, "status_code": 404})()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse(RepositoryNotFoundError("gone", response=answer)))
     with pytest.raises(ConfigError, match="neither a folder nor a model of the hub"):
         content_of("hf:llava-hf/nothing")
+
+
+def test_a_hub_that_does_not_answer_is_told_of(monkeypatch):
+    """By the library's own request, to a port where nobody listens."""
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: None)
+    nobody = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: nobody)
+    with pytest.raises(ConfigError, match="the hub is out of reach"):
+        content_of("hf:llava-hf/llava-1.5-7b-hf")
 
 
 def test_a_plan_asks_every_model_everything_and_comes_back(tmp_path: Path):

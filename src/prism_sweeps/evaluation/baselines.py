@@ -66,6 +66,7 @@ class Source:
 
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     """The model on its device. Raises ConfigError for what transformers cannot load whole, from safetensors alone."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -84,7 +85,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
         model, told = AutoModelForImageTextToText.from_pretrained(
             source.name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"{source.name}: its weights cannot be loaded: {one_line(error)}. They must be whole and in safetensors "
             "files; of others load them yourself once and call save_pretrained(FOLDER)"

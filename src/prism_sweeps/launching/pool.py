@@ -41,7 +41,8 @@ class Worker:
     def give(self, job: Job) -> None:
         """Sends it a job. A worker that has just died takes none; its end is heard of by `Pool.listen`."""
         self.job = job
-        self.loaded = job.fingerprint if job.kind == "train" else job.parents[0]
+        # A finished model of others has no parent.
+        self.loaded = job.fingerprint if job.kind == "train" else next(iter(job.parents), None)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(job)
 
