@@ -357,6 +357,26 @@ def test_an_edited_index_is_refused(at: Path) -> None:
     assert len(read_index(folder)) == 1  # an index of one's own is taken as it is
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read: maximum recursion"),
+        ("[]", "does not say of which benchmark"),
+        ('{"benchmark": "my-pope", "version": ["1"], "sha256": {}}', r"version \['1'\] of my-pope"),
+    ],
+)
+def test_an_about_that_says_nothing_is_named_and_made_anew(at: Path, content: str, reason: str) -> None:
+    POPE.write(at / "official")
+    declare(at, "pope", POPE)
+    folder = prepared(at, "pope")
+    put(folder, "about.json", content)
+    with pytest.raises(DataError, match=f"{reason}.*make it anew: prism data prepare"):
+        index_of(folder, mine(at, "pope"))
+    prepared(at, "pope")
+    assert len(index_of(folder, mine(at, "pope"))) == 3
+
+
 def test_another_version_is_refused_and_made_anew(at: Path) -> None:
     POPE.write(at / "official")
     declare(at, "pope", POPE)

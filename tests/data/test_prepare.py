@@ -80,7 +80,7 @@ def test_names_carry_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("name", ["nano-wold-6000", "nano-world-0", "nano-world-", "nano-world-6000x"])
 def test_unknown_name_gets_the_nearest(tmp_path: Path, name: str):
-    with pytest.raises(DataError, match="did you mean 'nano-world-6000'"):
+    with pytest.raises(DataError, match=r"did you mean 'nano-world-6000'.*your own .*prism data prepare BENCHMARK"):
         ensure_dataset(name, tmp_path, 1, quiet)
 
 

@@ -49,7 +49,8 @@ def ensure_dataset(name: str, data_root: Path, workers: int, progress: Progress)
     if make is None:
         raise DataError(
             f"there is no dataset '{name}' in {data_root} and no recipe that prepares it (nano-world-<N> takes any "
-            f"number of scenes); {nearest(name, NAMES)}"
+            f"number of scenes); {nearest(name, NAMES)}. The index of a benchmark of your own is put there, or made "
+            "first, where it has an `origin`: prism data prepare BENCHMARK --config-dir FOLDER"
         )
     data_root.mkdir(parents=True, exist_ok=True)
     with locked(data_root / f".{name}.lock"):

@@ -29,7 +29,7 @@ def about_of(folder: Path) -> dict[str, Any] | None:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / ABOUT} cannot be read: {error}; {mend(folder.name)}") from error
     if not isinstance(about, dict) or not {"benchmark", "version", "sha256"} <= set(about):
         raise DataError(f"{folder / ABOUT} does not say of which benchmark the index is; {mend(folder.name)}")

@@ -58,7 +58,7 @@ def with_ids(rows: Iterable[Row]) -> Iterator[Row]:
     seen: Counter[str] = Counter()
     for row in rows:
         plain = example_id(row)
-        yield {"id": example_id(row, seen[plain]), **row}
+        yield {"id": example_id(row, seen[plain]) if seen[plain] else plain, **row}
         seen[plain] += 1
 
 
