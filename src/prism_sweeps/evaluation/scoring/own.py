@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from numbers import Real
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError
+from prism_sweeps.config.own_code import own_code
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.scoring.golds import answers_or_box
 from prism_sweeps.evaluation.scoring.rows import Row, Scorer
@@ -22,33 +22,14 @@ def own_scorer(name: str) -> Scorer:
     kept under its name, so one that says something else wants another name. Raises ConfigError that names what is
     missing; what goes wrong inside of the module is raised as it is.
     """
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ConfigError(f"scorer '{name}': package.module:name is wanted")
-    found = found_in(module, attribute, name)
+    found = own_code("scorer", name)
     if isinstance(found, Scorer):
         return found
     if not callable(found):
         raise ConfigError(
-            f"scorer '{name}': {attribute} is of type {type(found).__name__}; a Scorer or a function of answer and "
-            "gold is wanted"
+            f"scorer '{name}' is of type {type(found).__name__}; a Scorer or a function of answer and gold is wanted"
         )
     return Scorer(scored_by(found, name), answers_or_box)
-
-
-def found_in(module: str, attribute: str, name: str) -> Any:
-    """What `module` calls `attribute`."""
-    try:
-        code = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ConfigError(f"scorer '{name}': its module needs {error.name}, which is not installed") from error
-        raise ConfigError(
-            f"scorer '{name}': there is no module {error.name}; its folder belongs on PYTHONPATH, or install it"
-        ) from None
-    if not hasattr(code, attribute):
-        raise ConfigError(f"scorer '{name}': module {module} has no {attribute}")
-    return getattr(code, attribute)
 
 
 def scored_by(function: Callable[[str, Any], Any], name: str) -> Callable[[Row, Benchmark], float]:
