@@ -488,7 +488,7 @@ def test_a_declaration_may_come_with_a_package(at: Path, monkeypatch: pytest.Mon
         ({"reader": "gqqa"}, "did you mean 'gqa'"),
         ({"reader": "no_such_module:rows"}, "there is no module no_such_module"),
         ({"reader": "reader_of_mine:lines"}, "reader 'reader_of_mine:lines': module reader_of_mine has no lines"),
-        ({"reader": "reader_of_mine:csv"}, "is of type module; a function is wanted"),
+        ({"reader": "reader_of_mine:csv"}, "of type module; a function is wanted"),
         ({"reader": ".reader_of_mine:rows"}, "package.module:name is wanted"),
         ({"images": {"..": {"path": "photos"}}}, "cannot be the name of a folder"),
     ],

@@ -96,7 +96,7 @@ def test_scorer_is_taken_as_it_is(tmp_path):
         ("own_scoring_package.missing:name", "there is no module own_scoring_package.missing"),
         ("nowhere_at_all.scores:name", "there is no module nowhere_at_all; its folder belongs on PYTHONPATH"),
         ("own_scoring_package.needy:name", "its module needs no_such_package_anywhere, which is not installed"),
-        ("own_scoring_package.scores:text", "text' is of type str; a Scorer or a function"),
+        ("own_scoring_package.scores:text", "of type str; a Scorer or a function"),
     ],
 )
 def test_what_is_missing_is_named(name, reason):

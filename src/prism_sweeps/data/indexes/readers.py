@@ -35,7 +35,7 @@ def reader_of(name: str) -> Reader:
     if ":" in name:
         found: Reader = own_code("reader", name)
         if not callable(found):
-            raise ConfigError(f"reader '{name}' is of type {type(found).__name__}; a function is wanted")
+            raise ConfigError(f"reader '{name}': of type {type(found).__name__}; a function is wanted")
         return found
     if name not in READERS:
         raise ConfigError(f"unknown reader '{name}'; {nearest(name, READERS)}, or package.module:function of one's own")

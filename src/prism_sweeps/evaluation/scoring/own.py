@@ -27,7 +27,7 @@ def own_scorer(name: str) -> Scorer:
         return found
     if not callable(found):
         raise ConfigError(
-            f"scorer '{name}' is of type {type(found).__name__}; a Scorer or a function of answer and gold is wanted"
+            f"scorer '{name}': of type {type(found).__name__}; a Scorer or a function of answer and gold is wanted"
         )
     return Scorer(scored_by(found, name), answers_or_box)
 
