@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.evaluation.baselines import Source, load_model, load_processor
 from prism_sweeps.evaluation.hf_model import HFModel
-from prism_sweeps.evaluation.own_prompt import OwnPrompt, Row
+from prism_sweeps.evaluation.own_prompt import OwnPrompt
 from prism_sweeps.evaluation.requests import Answer, Request
 
 KINDS = list(tiny_hf.FOLDERS)
@@ -309,5 +309,5 @@ def test_rows_hold_one_image_once(folders, images):
     from prism_sweeps.evaluation.own_prompt import rows_of
 
     prompt = OwnPrompt.of(load_processor(Source(str(folders["llava"]), None)), "llava")
-    first, second = (row for row in rows_of([free(images, 4)[0], free(images, 4)[3]], prompt) if isinstance(row, Row))
+    (first, second), _ = rows_of([free(images, 4)[0], free(images, 4)[3]], prompt)
     assert first.image is second.image

@@ -52,13 +52,7 @@ class HFModel:
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request]) -> Iterator[list[Answered]]:
         for part in batches(requests, self.batch):
-            rows: list[Row] = []
-            answered: list[Answered] = []
-            for each in rows_of(part, self.prompt):
-                if isinstance(each, Row):
-                    rows.append(each)
-                else:
-                    answered.append(each)
+            rows, answered = rows_of(part, self.prompt)
             answered += self.said([row for row in rows if not row.request.options])
             answered += self.chosen([row for row in rows if row.request.options])
             yield answered

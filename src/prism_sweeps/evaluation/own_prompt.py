@@ -5,7 +5,7 @@ The processor's chat template says it. A processor without one gets what its aut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from prism_sweeps.config.errors import ConfigError, DataError
-from prism_sweeps.evaluation.requests import Answer, Request, Unanswered
+from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered
 from prism_sweeps.models.resize import GREY, load_image
 
 GREY_PIXELS = 384
@@ -151,22 +151,23 @@ class Row:
         return Answer(self.request.options[best], tuple(scores), self.size)
 
 
-def rows_of(requests: Sequence[Request], prompt: OwnPrompt) -> Iterator[Row | tuple[Request, Unanswered]]:
-    """The requests, each image read once; those whose image or text is at fault with what is wrong."""
+def rows_of(requests: Sequence[Request], prompt: OwnPrompt) -> tuple[list[Row], list[Answered]]:
+    """The requests, each image read once; and those whose image or text is at fault, with what is wrong."""
     images: dict[str | None, Image.Image | Unanswered] = {}
+    rows: list[Row] = []
+    refused: list[Answered] = []
     for request in requests:
         if request.shown not in images:
             images[request.shown] = shown_image(request)
         image, token = images[request.shown], prompt.image_token
         if isinstance(image, Unanswered):
-            yield request, Unanswered(f"example '{request.id}': {image.reason}")
+            refused.append((request, Unanswered(f"example '{request.id}': {image.reason}")))
         elif token and token in request.text:
-            yield (
-                request,
-                Unanswered(f"example '{request.id}': its text has {token} in it, the model's mark of an image"),
-            )
+            reason = f"example '{request.id}': its text has {token} in it, the model's mark of an image"
+            refused.append((request, Unanswered(reason)))
         else:
-            yield Row(request, image, prompt.around(request.text))
+            rows.append(Row(request, image, prompt.around(request.text)))
+    return rows, refused
 
 
 def shown_image(request: Request) -> Image.Image | Unanswered:

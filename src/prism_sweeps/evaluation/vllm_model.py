@@ -77,13 +77,7 @@ class VLLMModel:
         places = {request.shown: place for place, request in reversed(list(enumerate(requests)))}
         ordered = sorted(requests, key=lambda request: places[request.shown])
         for start in range(0, len(ordered), WINDOW * self.batch):
-            rows: list[Row] = []
-            answered: list[Answered] = []
-            for each in rows_of(ordered[start : start + WINDOW * self.batch], self.prompt):
-                if isinstance(each, Row):
-                    rows.append(each)
-                else:
-                    answered.append(each)
+            rows, answered = rows_of(ordered[start : start + WINDOW * self.batch], self.prompt)
             answered += self.said([row for row in rows if not row.request.options])
             answered += self.chosen([row for row in rows if row.request.options])
             yield answered
