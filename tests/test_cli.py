@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_mistakes_are_told_in_one_message(
     assert message in told
     assert told.startswith("prism: ")
     assert "Traceback" not in told
+
+
+def test_the_command_that_trains_an_untrained_cell_is_told_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    where = ["--store", str(tmp_path / "other"), "--config-dir", "mine"]
+    what = [*CELL, 'suite.benchmarks.nano-vqav2.prompt="{question} it\'s"']
+    assert prism("evaluate", *where, *what) == 2
+    told = shlex.split(capsys.readouterr().err.partition("train it: ")[2])
+    assert told == ["prism", "train", *where, *what]
 
 
 def test_plan_shows_cells_and_writes_nothing(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

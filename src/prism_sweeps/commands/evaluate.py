@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 
 from prism_sweeps.commands import baselines, power
@@ -21,6 +22,12 @@ def run(arguments: Namespace) -> int:
     if state != "done":
         raise ConfigError(
             f"cell {cell.id} is not trained in {store.root} (its last stage is {state}); "
-            f"train it: prism train {' '.join(arguments.overrides)}"
+            f"train it: {shlex.join(['prism', 'train', *said(arguments)])}"
         )
     return run_cell(plan, store, {name: plan.jobs[name] for name in cell.evaluate}, arguments.json)
+
+
+def said(arguments: Namespace) -> list[str]:
+    """What another command about the same cell has to be told."""
+    options = {"--store": arguments.store, "--config-dir": arguments.config_dir}
+    return [text for name, value in options.items() if value for text in (name, str(value))] + arguments.overrides

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isfinite
 from pathlib import Path
 from string import Formatter
@@ -312,14 +312,22 @@ def _check_suite(cell: Cell, choices: Choices) -> None:
     where = f"suite={choices['suite']}"
     for condition in cell.suite.conditions:
         _one_of(condition, suite.CONDITIONS, f"{where}: a condition")
+    _once(cell.suite.conditions, f"{where}: conditions")
     _positive(cell.suite.examples, f"{where}: examples")
     for benchmark in cell.suite.benchmarks.values():
         _check_benchmark(benchmark, f"{where}: benchmark '{benchmark.name}'")
 
 
+def _once(values: Sequence[str], where: str) -> None:
+    twice = next((value for value in values if list(values).count(value) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{where} have '{twice}' twice; list it once")
+
+
 def _check_benchmark(benchmark: Benchmark, where: str) -> None:
     if benchmark.answer == "choice" and not benchmark.choices:
         raise ConfigError(f"{where} answers by choice, but has no choices; list them under `choices`")
+    _once(benchmark.choices, f"{where}: choices")
     for _, name, _, _ in Formatter().parse(benchmark.prompt):
         if name is not None:
             _one_of(name, PLACEHOLDERS, f"{where}: a placeholder of its prompt")

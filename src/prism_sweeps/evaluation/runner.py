@@ -40,7 +40,8 @@ def evaluate(
 
     Answers are kept as they come, apart from scores (`tracking.answers`): whoever goes on from them, with batches of
     another size or on another number of processes, asks only the rest, and who only scores them otherwise asks nothing
-    and loads no model. Several processes each ask a share; the first one scores.
+    and loads no model. Several processes each ask a share; the first one scores. One that is to stop does so, and waits
+    for the others, which go on with their shares unless they are to stop too.
 
     Returns score, standard_error (percent), n, metrics and groups (see `results.result_of`), in processes other than
     the first nothing. Raises Interrupted when `stop()` asked for it; DataError at the end where questions could not be
