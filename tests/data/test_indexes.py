@@ -15,7 +15,6 @@ import pytest
 from official_files import CASES, POPE, SCENE, Case, put, put_tar, put_zip
 
 from prism_sweeps import cli
-from prism_sweeps.commands.power import benchmark_of
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import DataError
 from prism_sweeps.config.suite import Benchmark
@@ -59,7 +58,7 @@ def prepared(at: Path, name: str, *arguments: str) -> Path:
 
 def mine(at: Path, name: str) -> Benchmark:
     design_space.cache_clear()
-    return benchmark_of(f"my-{name}", design_space(at / "conf"))
+    return design_space(at / "conf").benchmark(f"my-{name}")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 def test_there_is_a_case_for_every_benchmark_with_an_origin() -> None:
     space = design_space()
-    made = {name for name in space.files.names("benchmark") if benchmark_of(name, space).origin}
+    made = {name for name in space.files.names("benchmark") if space.benchmark(name).origin}
     assert made == set(CASES)
 
 
@@ -467,7 +466,7 @@ def own(at: Path, monkeypatch: pytest.MonkeyPatch, conf: Path) -> None:
 def test_a_benchmark_of_ones_own_is_a_declaration_and_a_reader(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own(at, monkeypatch, at / "conf")
     assert prepare(at, "mine", "--from", str(at / "official")) == 0
-    benchmark = benchmark_of("mine", design_space(at / "conf"))
+    benchmark = design_space(at / "conf").benchmark("mine")
     (asked,) = asked_of(at / "store/data/mine", benchmark, "real")
     assert (asked.request.text, asked.gold, asked.example.tags) == ("What?", ["dog"], {"of": "mine"})
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prism_sweeps.commands.opening import default_store, open_store
-from prism_sweeps.commands.power import benchmark_of
 from prism_sweeps.config.compose import DesignSpace, design_space
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.suite import Benchmark
@@ -57,7 +56,7 @@ def named(names: list[str], space: DesignSpace) -> Wanted:
     benchmarks, others = [], []
     known = space.files.names("benchmark")
     for name in names:
-        benchmark = benchmark_of(name, space) if name in known else None
+        benchmark = space.benchmark(name) if name in known else None
         if benchmark is None:
             others.append(name)
         elif benchmark.origin is None:

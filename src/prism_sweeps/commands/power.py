@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from prism_sweeps.commands.opening import default_store
 from prism_sweeps.commands.output import console, numbered, print_json, table
 from prism_sweeps.config.compose import DesignSpace, assignment, design_space
-from prism_sweeps.config.errors import ConfigError, nearest
-from prism_sweeps.config.files import translated
+from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.scorers import scorer
 from prism_sweeps.planning.datasets import benchmark_examples
@@ -114,7 +111,7 @@ def benchmarks_of(arguments: Sequence[str], space: DesignSpace) -> list[tuple[st
     """(suite, or `whole`) and benchmark: whole, and where a suite takes a part of it that too. Each once."""
     names = [text for text in arguments if "=" not in text]
     suites, inside = suites_of([text for text in arguments if "=" in text], space)
-    found = [(WHOLE, benchmark_of(name, space)) for name in names]
+    found = [(WHOLE, space.benchmark(name)) for name in names]
     for suite in suites or ([] if names else [space.default_choices["suite"]]):
         content = space.part("suite", suite, inside)
         for benchmark in content.benchmarks.values():
@@ -137,18 +134,6 @@ def suites_of(overrides: Sequence[str], space: DesignSpace) -> tuple[list[str], 
         else:
             raise ConfigError(f"'{text}': --power speaks of benchmarks; give suite=NAME, or names of benchmarks")
     return suites, inside
-
-
-def benchmark_of(name: str, space: DesignSpace) -> Benchmark:
-    """The declaration of one benchmark (conf/benchmark/)."""
-    known = space.files.names("benchmark")
-    if name not in known:
-        raise ConfigError(f"no benchmark '{name}'; {nearest(name, known)}")
-    with translated(f"benchmark/{name}.yaml"):
-        content = space.files.load("benchmark", name).benchmark
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Benchmark), content))
-    assert isinstance(found, Benchmark)
-    return found
 
 
 def sorted_by_name(found: Sequence[tuple[str, Benchmark]]) -> list[tuple[str, Benchmark]]:

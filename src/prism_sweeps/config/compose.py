@@ -18,6 +18,7 @@ from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.files import ChoiceFiles, translated
 from prism_sweeps.config.plain import cell_from_plain, plain, spec_from_plain
 from prism_sweeps.config.schema import GROUPS, Cell, Study
+from prism_sweeps.config.suite import Benchmark
 
 __all__ = ["DesignSpace", "cell_from_plain", "compose_cell", "design_space", "load_study", "plain", "spec_from_plain"]
 
@@ -38,6 +39,17 @@ class DesignSpace:
     def choices(self, group: str) -> list[str]:
         """The names a group has."""
         return self.files.names(group)
+
+    def benchmark(self, name: str) -> Benchmark:
+        """The declaration of one benchmark (conf/benchmark/). Raises ConfigError."""
+        known = self.files.names("benchmark")
+        if name not in known:
+            raise ConfigError(f"no benchmark '{name}'; {nearest(name, known)}")
+        with translated(f"benchmark/{name}.yaml"):
+            content = self.files.load("benchmark", name).benchmark
+            found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Benchmark), content))
+        assert isinstance(found, Benchmark)
+        return found
 
     def cell(self, assignments: Mapping[str, Any]) -> tuple[Cell, dict[str, str]]:
         """The cell with these assignments (group -> choice, or dotted key -> value) and its choice of every group.
