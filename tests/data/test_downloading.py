@@ -16,8 +16,10 @@ from official_files import CASES, put, put_zip
 from prism_sweeps import cli
 from prism_sweeps.config.compose import design_space
 from prism_sweeps.config.errors import DataError
+from prism_sweeps.config.suite import OfficialFile
 from prism_sweeps.data import downloading
 from prism_sweeps.data.downloading import fetch
+from prism_sweeps.data.indexes.finding import Place, bring
 from prism_sweeps.evaluation.benchmarks import read_index
 
 BODY = bytes(range(256)) * 40
@@ -241,6 +243,13 @@ def test_archives_are_fetched_unpacked_and_removed(server: Server, tmp_path: Pat
     assert cli.main(command) == 0  # from what was fetched before
     assert len(server.asked) == 2
     assert len(read_index(tmp_path / "store/data/my-gqa")) == 2
+
+
+def test_what_another_process_has_unpacked_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+    file = OfficialFile(path="coco/val2014", archive="coco/val2014.zip", url=server.url("/val2014.zip"))
+    (tmp_path / "coco/val2014").mkdir(parents=True)  # since it was looked for
+    assert bring(file, None, Place(tmp_path), quiet) == tmp_path / "coco/val2014"
+    assert server.asked == []
 
 
 def test_what_a_folder_lacks_is_fetched_if_asked(server: Server, tmp_path: Path) -> None:

@@ -490,6 +490,7 @@ def test_a_declaration_may_come_with_a_package(at: Path, monkeypatch: pytest.Mon
         ({"reader": "reader_of_mine:csv"}, "of type module; a function is wanted"),
         ({"reader": ".reader_of_mine:rows"}, "package.module:name is wanted"),
         ({"images": {"..": {"path": "photos"}}}, "cannot be the name of a folder"),
+        ({"images": {"photos": {"path": "photos", "sha256": "0" * 64}}}, "photos is a folder; `sha256` can be"),
     ],
 )
 def test_mistakes_in_a_declaration(

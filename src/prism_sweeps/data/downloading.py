@@ -130,7 +130,9 @@ def reason_of(error: urllib.error.URLError) -> str:
 
 
 def check_sha256(path: Path, sha256: str | None, name: str) -> None:
-    """Raises DataError for a file that is not the one `sha256` names."""
+    """Raises DataError for a file that is not the one `sha256` names, and for a folder, which has none."""
+    if sha256 and path.is_dir():
+        raise DataError(f"{name} is a folder; `sha256` can be declared of a file alone")
     found = sha256 and digest(path)
     if sha256 and found != sha256.lower():
         raise DataError(

@@ -9,7 +9,7 @@ An index is a file `index.jsonl` in the benchmark's folder, one JSON object per 
 letter of the right one); `options`, `box` (normalised x1, y1, x2, y2), `context` and `tags` may be absent or null.
 `image` is a path inside of the benchmark's folder; a link there may lead to images anywhere.
 Without `id` a row is called by a hash of what it holds. Beside an index that `prism data prepare` made lies an
-about.json, and it is held to what that says.
+about.json, and it is held to what that says. One of your own that changes wants another `version` in its declaration.
 """
 
 from __future__ import annotations

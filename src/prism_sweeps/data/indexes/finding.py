@@ -83,6 +83,8 @@ def bring(file: OfficialFile, archive: Path | None, place: Place, progress: Prog
     target = place.downloads / file.path
     if file.archive is None:
         return fetch(str(file.url), target, progress, file.sha256)
+    if target.exists():  # another process, which needed it too, was faster, and may have removed the archive
+        return target
     packed = archive or fetch(str(file.url), place.downloads / file.archive, progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.lock")):
