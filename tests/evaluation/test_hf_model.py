@@ -213,6 +213,20 @@ def test_what_is_wrong_with_one_question_spares_the_others(folders, images, tmp_
     assert {request.id: told[request.id].text for request in good} == {n: a.text for n, a in ask(model, good).items()}
 
 
+def test_a_picture_that_the_processor_refuses_costs_no_other(folders, images, tmp_path: Path):
+    """Qwen's takes no picture that is 200 times as wide as it is high."""
+    strip = tmp_path / "strip.png"
+    Image.new("RGB", (2100, 10)).save(strip)
+    good = [*free(images, 3), *choices(images)]
+    bad = [replace(one, id=f"strip {one.id}", shown="strip", image=strip) for one in (good[0], good[3])]
+    model = opened(folders["qwen2_vl"], batch=3)
+    told, alone = ask(model, [*bad, *good]), ask(model, good)
+    for request in bad:
+        assert told[request.id].reason.startswith(f"example '{request.id}': the model's processor takes it not: ")
+        assert "aspect ratio" in told[request.id].reason
+    assert {request.id: told[request.id].text for request in good} == {name: said.text for name, said in alone.items()}
+
+
 def test_a_question_too_long_for_the_q_former(folders, images):
     good, long = free(images, 1)[0], replace(free(images, 1)[0], id="long", text="a b " * 70)
     told = ask(opened(folders["instructblip"]), [good, long])

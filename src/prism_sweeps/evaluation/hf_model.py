@@ -26,6 +26,10 @@ ENDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 """All that counts of a model's own generation config: where answers begin and end."""
 
 
+class RefusedError(ValueError):
+    """The processor takes an image or a text not."""
+
+
 class HFModel:
     """A model with its processor (`evaluation.requests.Answerer`).
 
@@ -52,10 +56,19 @@ class HFModel:
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request]) -> Iterator[list[Answered]]:
         for part in batches(requests, self.batch):
-            rows, answered = rows_of(part, self.prompt)
-            answered += self.said([row for row in rows if not row.request.options])
-            answered += self.chosen([row for row in rows if row.request.options])
-            yield answered
+            rows, unanswered = rows_of(part, self.prompt)
+            yield unanswered + self.answered(rows)
+
+    def answered(self, rows: Sequence[Row]) -> list[Answered]:
+        """What is said to all of them. Where the processor refuses a batch for one of them, each is asked alone."""
+        try:
+            said = self.said([row for row in rows if not row.request.options])
+            return said + self.chosen([row for row in rows if row.request.options])
+        except RefusedError as error:
+            if len(rows) == 1:
+                reason = f"example '{rows[0].request.id}': the model's processor takes it not: {error}"
+                return [(rows[0].request, Unanswered(reason))]
+        return [found for row in rows for found in self.answered([row])]
 
     # ---- free text
 
@@ -152,14 +165,20 @@ class HFModel:
         return f"{self.positions} positions that the model has{former}"
 
     def read(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What the processor makes of texts and images, on the model's device and in its precision."""
-        inputs = self.processor(
-            text=[row.text for row in rows],
-            images=[[row.image] for row in rows],
-            add_special_tokens=not starts_with_bos(self.processor.tokenizer, rows[0].text),
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device, dtype=self.model.dtype)
+        """What the processor makes of texts and images, on the model's device and in its precision.
+
+        Raises RefusedError for what it does not take, e.g. Qwen's a picture 200 times as wide as it is high.
+        """
+        try:
+            inputs = self.processor(
+                text=[row.text for row in rows],
+                images=[[row.image] for row in rows],
+                add_special_tokens=not starts_with_bos(self.processor.tokenizer, rows[0].text),
+                padding=True,
+                return_tensors="pt",
+            ).to(self.model.device, dtype=self.model.dtype)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
         kept = {key: value for key, value in inputs.items() if key not in NOT_ASKED}
         return with_shared_images(self.model, kept, rows) if self.model.config.model_type == "llava" else kept
 
