@@ -222,8 +222,9 @@ def test_a_picture_that_the_processor_refuses_costs_no_other(folders, images, tm
     model = opened(folders["qwen2_vl"], batch=3)
     told, alone = ask(model, [*bad, *good]), ask(model, good)
     for request in bad:
-        assert told[request.id].reason.startswith(f"example '{request.id}': the model's processor takes it not: ")
-        assert "aspect ratio" in told[request.id].reason
+        reason = told[request.id].reason
+        assert reason.startswith(f"example '{request.id}' on image '{strip}': the model's processor takes it not: ")
+        assert "aspect ratio" in reason
     assert {request.id: told[request.id].text for request in good} == {name: said.text for name, said in alone.items()}
 
 

@@ -66,8 +66,10 @@ class HFModel:
             return said + self.chosen([row for row in rows if row.request.options])
         except RefusedError as error:
             if len(rows) == 1:
-                reason = f"example '{rows[0].request.id}': the model's processor takes it not: {error}"
-                return [(rows[0].request, Unanswered(reason))]
+                request = rows[0].request
+                shown = "the grey image" if request.image is None else f"image '{request.image}'"
+                reason = f"example '{request.id}' on {shown}: the model's processor takes it not: {error}"
+                return [(request, Unanswered(reason))]
         return [found for row in rows for found in self.answered([row])]
 
     # ---- free text
