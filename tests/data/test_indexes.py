@@ -502,6 +502,24 @@ def test_mistakes_in_a_declaration(
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("None", "reader 'reader_of_mine:rows' gives NoneType; rows are wanted"),
+        ("[1]", "reader 'reader_of_mine:rows', row 0: a dict is wanted, not int"),
+        ("[{'image': 'photos/a.png', 'question': {1}}]", "cannot be written as JSON: Object of type set"),
+        ("[{'image': 'photos/a.png'}]", "what reader 'reader_of_mine:rows' makes cannot be asked: index.jsonl, line 1: "),
+    ],
+)
+def test_what_is_no_row_of_ones_own_is_told(
+    at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: str, reason: str
+) -> None:
+    own(at, monkeypatch, at / "conf")
+    put(at, "code/reader_of_mine.py", f"def rows(files):\n    return {rows}\n")
+    assert prepare(at, "mine", "--from", str(at / "official")) == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("image", ["", "a.png", "/photos/a.png", None])
 def test_a_row_of_ones_own_names_folder_and_file(
     at: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], image: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from prism_sweeps.config.errors import ConfigError, DataError
@@ -44,7 +44,11 @@ def ensure_index(
             images = make_index(temporary, benchmark, paths, progress)
             for name, path in images.items():
                 (temporary / name).symlink_to(link_to(path, folder, place.downloads))
-            check(temporary)
+            try:
+                check(temporary)
+            except DataError as error:
+                told = str(error).replace(str(temporary / INDEX), INDEX)  # which is gone when this is read
+                raise DataError(f"what reader '{origin.reader}' makes cannot be asked: {told}") from error
 
         prepare(make, folder, 1, progress)
     return folder
@@ -90,7 +94,7 @@ def make_index(folder: Path, benchmark: Benchmark, paths: Mapping[str, Path], pr
     files = {name: paths[name] for name in origin.files}
     images = {name: paths[name] for name in origin.images}
     progress(0, 1, "reading")
-    rows = list(with_ids(reader_of(origin.reader)(files)))
+    rows = list(with_ids(rows_read(origin.reader, files)))
     check_counts(rows, benchmark)
     check_images(rows, images, benchmark)
     with (folder / INDEX).open("wb") as stream:
@@ -100,6 +104,17 @@ def make_index(folder: Path, benchmark: Benchmark, paths: Mapping[str, Path], pr
     write_about(folder, benchmark, len(rows), files, images)
     progress(1, 1, f"{len(rows):,} examples")
     return images
+
+
+def rows_read(reader: str, files: Mapping[str, Path]) -> Iterator[Row]:
+    """What the reader of that name makes of the files. Raises DataError where it is no rows."""
+    found = reader_of(reader)(files)
+    if not isinstance(found, Iterable):
+        raise DataError(f"reader '{reader}' gives {type(found).__name__}; rows are wanted, one dict each")
+    for number, row in enumerate(found):
+        if not isinstance(row, dict):
+            raise DataError(f"reader '{reader}', row {number}: a dict is wanted, not {type(row).__name__}")
+        yield row
 
 
 def link_to(images: Path, folder: Path, downloads: Path) -> Path:

@@ -47,8 +47,12 @@ def example_id(row: Row, earlier: int = 0) -> str:
     """The id of a row: 16 hex digits of the sha256 of all it holds but an id; `earlier` rows are exactly like it.
 
     It depends neither on the order of a file, nor on that of a row's fields, nor on the process (Python salts `hash`).
+    Raises DataError for what JSON cannot hold.
     """
-    content = json.dumps({key: value for key, value in row.items() if key != "id"}, sort_keys=True)
+    try:
+        content = json.dumps({key: value for key, value in row.items() if key != "id"}, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise unwritable(row, error) from None
     text = f"{content}\n{earlier}" if earlier else content
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
 
@@ -67,7 +71,12 @@ def index_line(row: Row) -> bytes:
     try:
         return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
-        raise DataError(f"the row {str(row)[:200]!r} cannot be written as JSON: {error}") from None
+        raise unwritable(row, error) from None
+
+
+def unwritable(row: Row, error: Exception) -> DataError:
+    """Why a row is refused."""
+    return DataError(f"the row {str(row)[:200]!r} cannot be written as JSON: {error}")
 
 
 def unit_box(corners: Sequence[float], size: Sequence[float], where: str) -> list[float]:
