@@ -508,7 +508,7 @@ def test_mistakes_in_a_declaration(
         ("None", "reader 'reader_of_mine:rows' gives NoneType; rows are wanted"),
         ("[1]", "reader 'reader_of_mine:rows', row 0: a dict is wanted, not int"),
         ("[{'image': 'photos/a.png', 'question': {1}}]", "cannot be written as JSON: Object of type set"),
-        ("[{'image': 'photos/a.png'}]", "what reader 'reader_of_mine:rows' makes cannot be asked: index.jsonl, line 1: "),
+        ("[{'image': 'photos/a.png'}]", "'reader_of_mine:rows' makes cannot be asked: index.jsonl, line 1: "),
     ],
 )
 def test_what_is_no_row_of_ones_own_is_told(
