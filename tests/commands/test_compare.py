@@ -164,7 +164,7 @@ def test_a_finished_model_is_one_side(scored: Scored) -> None:
     assert row["benchmark"] == "nano-pope"
     same = scored.compare(scored.cells[0].id, scored.cells[1].id)["rows"][1]
     assert row["difference"] == same["difference"]
-    assert found["b"]["model"] == f"{MODEL} commit"
+    assert found["b"]["model"] == "hf:commit"
     assert "nano-vqav2 (real): only A was scored on it" in found["remarks"]
     assert scored.compare(scored.cells[0].id, f"model={MODEL}")["rows"] == [row]
 

@@ -57,6 +57,7 @@ def test_cells_that_can_work_pass(overrides: tuple[str, ...]) -> None:
         (("llm.prompt=chat-templat",), "did you mean 'chat-template'"),
         (("engine.precision=fp16",), "valid: bf16, bf16-true, fp32"),
         (("suite.conditions=[blnk]",), "did you mean 'blank'"),
+        (("suite.conditions=[]",), "conditions are empty; list some of real, blank, shuffled"),
         (("suite.conditions=[real,blank,real]",), "conditions have 'real' twice"),
         (("suite.benchmarks.easy-vqa.choices=['yes','no','yes']",), "choices have 'yes' twice"),
         (("suite.benchmarks.easy-vqa.answer=generat",), "did you mean 'generate'"),

@@ -40,13 +40,34 @@ def test_a_model_is_its_files(tmp_path: Path):
     (folder / "model.onnx").write_text("not read")
     assert content_of(f"hf:{folder}") == content
     assert content_of(f"hf:{shutil.copytree(folder, tmp_path / 'elsewhere')}") == content
+    for left in ("checkpoint-500/config.json", ".cache/huggingface/x.json", "trainer_state.json", "LICENSE.txt"):
+        (folder / left).parent.mkdir(parents=True, exist_ok=True)
+        (folder / left).write_text("{}")
+    assert content_of(f"hf:{folder}") == content
+    (folder / "qformer_tokenizer").mkdir()
+    (folder / "qformer_tokenizer/vocab.txt").write_text("a")
+    whole = content_of(f"hf:{folder}")
     (folder / "chat_template.jinja").write_text("{{ 1 }}")
-    assert content_of(f"hf:{folder}") != content
+    assert len({content, whole, content_of(f"hf:{folder}")}) == 3
     # Two fine-tuned models have headers and sizes in common; their numbers differ.
     other = model_folder(tmp_path / "b", value=1.5)
     sizes = {(each / "model.safetensors").stat().st_size for each in (folder, other)}
     assert len(sizes) == 1
     assert content_of(f"hf:{other}") != content
+
+
+def test_a_folder_that_was_moved_is_the_same_model_to_one_who_asks_it(tmp_path: Path):
+    folder = model_folder(tmp_path / "a")
+    here = make_baseline_plan([f"model=hf:{folder}", *SMALL])
+    by_vllm = make_baseline_plan([f"model=vllm:{folder}", *SMALL])
+    copy = shutil.copytree(folder, tmp_path / "b")
+    there = make_baseline_plan([f"model=hf:{copy}", *SMALL])
+    assert here.jobs.keys() == there.jobs.keys()
+    assert not here.jobs.keys() & by_vllm.jobs.keys()
+    with pytest.raises(ConfigError, match=r"hf:.*/a and hf:.*/b are one model"):
+        make_baseline_plan([f"model=hf:{folder},hf:{copy}", *SMALL])
+    both = make_baseline_plan([f"model=hf:{folder},vllm:{copy}", *SMALL])
+    assert len(both.cells) == 2
 
 
 def test_weights_are_read_again_when_they_were_written_again(tmp_path: Path):

@@ -22,6 +22,7 @@ def spec(**changes: object) -> EvaluationSpec:
 
 
 SAME = [
+    {"name": "two"},
     {"scorer": "exact"},
     {"iou_threshold": 0.25},
     {"box_frame": "padded"},

@@ -28,6 +28,8 @@ from prism_sweeps.reporting.scored import (
 from prism_sweeps.reporting.statistics import holm
 
 SCHEMES = ("hf:", "vllm:")
+NAMED = 3
+"""Reasons that an error names."""
 COLUMNS = ("benchmark", "condition", "n", "A", "B", "A - B", "SE", "95 % interval", "p", "Holm", "test", "McNemar p")
 RIGHT = ("n", "A", "B", "A - B", "SE", "95 % interval", "p", "Holm", "McNemar p")
 EXPLAINED = f"""\
@@ -61,7 +63,7 @@ def run(arguments: Namespace) -> int:
         raise ConfigError(f"both sides are {a.name}; give two models")
     found = compared(a, b)
     if not found.rows:
-        raise ConfigError(f"nothing to compare of {a.name} and {b.name}: {'; '.join(told(found)) or 'nothing shared'}")
+        raise ConfigError(f"nothing to compare of {a.name} and {b.name}: {first_of(told(found))}")
     if arguments.json:
         print_json(as_json(a, b, found))
     else:
@@ -196,6 +198,11 @@ def chance(p: float) -> str:
 
 def told(found: Compared) -> list[str]:
     return [*(f"{titled(key)} is refused: {reason}" for key, reason in found.refused), *found.remarks]
+
+
+def first_of(reasons: Sequence[str]) -> str:
+    more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+    return "; ".join(reasons[:NAMED]) + more
 
 
 def titled(key: tuple[str, str]) -> str:

@@ -18,6 +18,7 @@ from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.evaluation.scorers import scorer
 from prism_sweeps.planning.datasets import benchmark_examples
 from prism_sweeps.planning.grid import values_of
+from prism_sweeps.planning.jobs import shortened
 from prism_sweeps.reporting.power import Seen, detectable, examples_for, seen, standard_error
 from prism_sweeps.reporting.scored import Evaluated, of_studies
 from prism_sweeps.tracking.records import Store
@@ -116,7 +117,7 @@ def benchmarks_of(arguments: Sequence[str], space: DesignSpace) -> list[tuple[st
         content = space.part("suite", suite, inside)
         for benchmark in content.benchmarks.values():
             whole = dataclasses.replace(benchmark, examples=None, each=None)
-            cut = benchmark if content.examples is None else dataclasses.replace(benchmark, examples=content.examples)
+            cut = shortened(benchmark, content.examples)
             found += [(WHOLE, whole), *([(suite, cut)] if cut.examples is not None else [])]
     return sorted_by_name(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ KEY = "model"
 SCHEMES = ("hf", "vllm")
 COUNTED = (".json", ".jinja", ".model", ".txt", ".safetensors")
 """Endings of a folder's files that have a part in its answers: config, processor, tokenizer, weights."""
+NOT_COUNTED = re.compile(r"\..*|checkpoint-\d+|trainer_state\.json|LICENSE\.txt|README\.txt")
+"""Names of files and folders inside that have none, whatever their ending: caches, and what training left."""
 
 
 def split(model: str) -> tuple[str, str]:
@@ -53,7 +56,9 @@ def folder_content(folder: Path) -> str:
     """`sha256:` and a hash over names and contents of the files that count. Raises ConfigError."""
     check_folder(folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix in COUNTED and path.is_file())
-    hashes = [[path.relative_to(folder).as_posix(), file_hash(path, *stamp(path))] for path in files]
+    names = {path: path.relative_to(folder) for path in files}
+    counted = {path: name for path, name in names.items() if not any(map(NOT_COUNTED.fullmatch, name.parts))}
+    hashes = [[name.as_posix(), file_hash(path, *stamp(path))] for path, name in counted.items()]
     return "sha256:" + hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 

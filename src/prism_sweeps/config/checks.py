@@ -310,6 +310,8 @@ def _check_mix(mix: DataMix, where: str) -> None:
 
 def _check_suite(cell: Cell, choices: Choices) -> None:
     where = f"suite={choices['suite']}"
+    if not cell.suite.conditions:
+        raise ConfigError(f"{where}: conditions are empty; list some of {', '.join(suite.CONDITIONS)}")
     for condition in cell.suite.conditions:
         _one_of(condition, suite.CONDITIONS, f"{where}: a condition")
     _once(cell.suite.conditions, f"{where}: conditions")

@@ -55,8 +55,8 @@ class EvaluationSpec:
 class BaselineSpec:
     """The same of a finished model that somebody else has made."""
 
-    model: str
-    """`hf:NAME_OR_FOLDER`, or `vllm:` the same."""
+    model: str = field(metadata={"changes_result": False})
+    """`hf:NAME_OR_FOLDER`, or `vllm:` the same. Where its files are and what they are called does not count."""
     content: str
     """Which files these are: a hash of a folder's, or the hub's commit."""
     benchmark: Benchmark
@@ -64,6 +64,8 @@ class BaselineSpec:
     precision: str = "fp32"
     kind: str = "evaluate"
     scorer_version: int = 1
+    scheme: str = "hf"
+    """Who asks: hf (transformers) | vllm"""
 
 
 @dataclass

@@ -67,7 +67,8 @@ class Benchmark:
     index: str = MISSING
     """Folder with index.jsonl under the data root."""
     version: str = "1"
-    """Of the index: raised when its rows change, since what was scored on others is found again by it."""
+    """Of the index: raised when its rows change, or images under their names, since what was scored on others is found
+    again by it."""
     prompt: str = MISSING
     """Template over {question}, {options}, {context}."""
     answer: str = MISSING

@@ -40,8 +40,7 @@ def evaluate(
 
     Answers are kept as they come, apart from scores (`tracking.answers`): whoever goes on from them, with batches of
     another size or on another number of processes, asks only the rest, and who only scores them otherwise asks nothing
-    and loads no model. Several processes each ask a share; the first one scores. One that is to stop does so, and waits
-    for the others, which go on with their shares unless they are to stop too.
+    and loads no model. Several processes each ask a share; the first one scores. Where one is to stop all do.
 
     Returns score, standard_error (percent), n, metrics and groups (see `results.result_of`), in processes other than
     the first nothing. Raises Interrupted when `stop()` asked for it; DataError at the end where questions could not be
@@ -55,7 +54,8 @@ def evaluate(
     def answered() -> tuple[list[str], bool]:
         if not mine:
             return [], False
-        progress = Progress(len(asked) - len(left), len(asked), len(mine), report, stop)
+        heard = stop if world.size == 1 else heard_by_all(stop, record)
+        progress = Progress(len(asked) - len(left), len(asked), len(mine), report, heard)
         return put_down(answerer(spec, store, engine).answers(mine), answers, progress)
 
     told = world.all_say((*agreed(answered, world), answers.writer))
@@ -65,6 +65,19 @@ def evaluate(
     reasons = [reason for reasons, *_ in told for reason in reasons]
     check_all_answered(reasons, len(asked), answers.folder)
     return agreed(lambda: ended(asked, kept, answers.folder, spec, record) if world.rank == 0 else {}, world)
+
+
+def heard_by_all(stop: Callable[[], bool], record: JobRecord) -> Callable[[], bool]:
+    """`stop` in any of the processes of a job: a file beside its record, which the next attempt clears away."""
+    notice = record.path / ".stop.tmp"
+
+    def heard() -> bool:
+        if stop():
+            notice.touch()
+            return True
+        return notice.exists()
+
+    return heard
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,16 @@ def make_baseline_plan(overrides: Sequence[str], name: str | None = None, config
     models, rest = told_apart(overrides, config_dir)
     cell, choices = compose_cell(rest, config_dir)
     check_cell(cell, choices, config_dir)
-    found = {model: content_of(model) for model in models}
-    jobs = {job.fingerprint: job for model, content in found.items() for job in baseline_jobs(model, content, cell)}
-    cells = [planned(model, list(jobs.values()), cell, choices["suite"], model == models[0]) for model in found]
+    jobs = {model: baseline_jobs(model, content, cell) for model, content in contents(models).items()}
+    cells = [planned(model, own, cell, choices["suite"], model == models[0]) for model, own in jobs.items()]
     study = name or default_name(models)
     check_study_name(study)
     return Plan(
         study=study,
-        description=f"finished models: {', '.join(found)}",
-        axes={KEY: list(found)} if len(found) > 1 else {},
+        description=f"finished models: {', '.join(jobs)}",
+        axes={KEY: list(jobs)} if len(jobs) > 1 else {},
         cells=cells,
-        jobs=jobs,
+        jobs={job.fingerprint: job for own in jobs.values() for job in own},
         engine=cell.engine,
         tracking=cell.tracking,
         store=cell.store,
@@ -78,12 +77,32 @@ def told_apart(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[
     return list(dict.fromkeys(models)), rest
 
 
+def contents(models: Sequence[str]) -> dict[str, str]:
+    """What each model is. Raises ConfigError for two that are one."""
+    found: dict[str, str] = {}
+    for model in models:
+        content = content_of(model)
+        for other, same in found.items():
+            if (split(model)[0], content) == (split(other)[0], same):
+                raise ConfigError(f"{KEY}={other} and {model} are one model: their files are the same; name it once")
+        found[model] = content
+    return found
+
+
 def baseline_jobs(model: str, content: str, cell: Cell) -> list[Job]:
     """One per benchmark and condition."""
     jobs = []
     for benchmark, condition in product(Shared().benchmarks_of(cell.suite), cell.suite.conditions):
         version = SCORER_VERSIONS.get(benchmark.scorer, 1)
-        spec = BaselineSpec(model, content, benchmark, condition, cell.engine.precision, scorer_version=version)
+        spec = BaselineSpec(
+            model=model,
+            content=content,
+            benchmark=benchmark,
+            condition=condition,
+            precision=cell.engine.precision,
+            scorer_version=version,
+            scheme=split(model)[0],
+        )
         shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
         jobs.append(Job(fingerprint(spec), f"{shown}: {model}", spec, []))
     return jobs
@@ -91,7 +110,7 @@ def baseline_jobs(model: str, content: str, cell: Cell) -> list[Job]:
 
 def planned(model: str, jobs: Sequence[Job], cell: Cell, suite: str, first: bool) -> PlannedCell:
     """A model as a cell. It has no seed that anybody knows; 0 stands for it."""
-    own = [job.fingerprint for job in jobs if isinstance(job.spec, BaselineSpec) and job.spec.model == model]
+    own = [job.fingerprint for job in jobs]
     return PlannedCell(
         id=hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8],
         choices={KEY: model, "suite": suite},

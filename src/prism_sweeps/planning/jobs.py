@@ -23,7 +23,7 @@ class Shared:
     def benchmarks_of(self, suite: Suite) -> list[Benchmark]:
         """Those of the suite, cut to its `examples`."""
         if id(suite) not in self.benchmarks:
-            found = [_shortened(benchmark, suite.examples) for benchmark in suite.benchmarks.values()]
+            found = [shortened(benchmark, suite.examples) for benchmark in suite.benchmarks.values()]
             self.benchmarks[id(suite)] = (suite, found)
         return self.benchmarks[id(suite)][1]
 
@@ -90,7 +90,8 @@ def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, shared: Shared) 
     return jobs
 
 
-def _shortened(benchmark: Benchmark, examples: int | None) -> Benchmark:
+def shortened(benchmark: Benchmark, examples: int | None) -> Benchmark:
+    """The benchmark with the suite's number of examples, where that says one."""
     return benchmark if examples is None else replace(benchmark, examples=examples)
 
 

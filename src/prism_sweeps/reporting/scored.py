@@ -30,7 +30,7 @@ class Evaluated:
     @property
     def model(self) -> tuple[str, str]:
         """What tells its model from others: the last training job, or the files; and the precision."""
-        who = self.spec.parent if isinstance(self.spec, EvaluationSpec) else f"{self.spec.model} {self.spec.content}"
+        who = self.spec.parent if isinstance(self.spec, EvaluationSpec) else f"{self.spec.scheme}:{self.spec.content}"
         return who, self.spec.precision
 
 

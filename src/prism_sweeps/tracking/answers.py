@@ -23,6 +23,7 @@ from prism_sweeps.tracking.files import append_rows, explained, make_folder, rea
 from prism_sweeps.tracking.records import JobRecord, Store
 
 SCORING: dict[str, Any] = {
+    "name": "",
     "scorer": "",
     "iou_threshold": 0.5,
     "box_frame": "image",

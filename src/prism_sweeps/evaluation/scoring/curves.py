@@ -10,7 +10,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from prism_sweeps.evaluation.scoring.rows import Metrics, Row
 from prism_sweeps.evaluation.text_normalisation import without_punctuation
@@ -71,6 +70,8 @@ def curves(probability_NO: Floats, right_NO: Flags) -> Metrics:
 
 def roc_auc(score_N: Floats, right_N: Flags) -> float:
     """How often a right one has the higher score than a wrong one; ties count half (Mann and Whitney)."""
+    from scipy.stats import rankdata  # most of a second, which nobody else who looks up a scorer should pay
+
     positive = int(right_N.sum())
     above = rankdata(score_N)[right_N].sum() - positive * (positive + 1) / 2
     return float(above / (positive * (len(right_N) - positive)))
