@@ -38,6 +38,8 @@ class Server(ThreadingHTTPServer):
         self.tag: str | None = '"1"'
         self.kind, self.ranges, self.busy = "application/octet-stream", True, 0
         self.elsewhere, self.length = "", ""
+        self.shift = 0
+        """How far the parts it sends are from those it was asked for."""
         self.asked: list[tuple[str, str | None]] = []
 
     def url(self, path: str = "/file") -> str:
@@ -68,6 +70,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
+        start += server.shift if start else 0
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Type", server.kind)
         self.send_header("Content-Length", server.length or str(len(body) - start))
         if server.tag:
@@ -122,6 +127,13 @@ def test_a_connection_that_breaks_goes_on_where_it_was(server: Server, tmp_path:
     assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", "bytes=1000-", "bytes=1200-"]
     assert (tmp_path / "f").read_bytes() == BODY
     assert left_in(tmp_path) == ["f"]
+
+
+def test_a_part_that_was_not_asked_for_is_not_put_to_the_rest(server: Server, tmp_path: Path) -> None:
+    server.cut, server.shift = [1000], 5
+    fetch(server.url(), tmp_path / "f", quiet, SHA256)
+    assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", None]
+    assert (tmp_path / "f").read_bytes() == BODY
 
 
 def test_a_later_call_goes_on_too(server: Server, tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ def go_on(url: str, part: Path, told: Callable[[int, int], None]) -> None:
     with answer:
         refuse_page(answer, url, part)
         goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+        if goes_on and not (answer.headers.get("Content-Range") or f"bytes {had}-").startswith(f"bytes {had}-"):
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server sent another part than was asked for")
         start = had if goes_on else 0
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         tag.unlink(missing_ok=True)
