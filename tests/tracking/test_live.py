@@ -174,10 +174,10 @@ class TestWithoutServer:
 class TestWithServer:
     pytestmark = on_server
 
-    def test_sixteen_jobs_at_once_each_point_once(
+    def test_eight_jobs_at_once_each_point_once(
         self, store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        letters = "bcdefghijklmnopq"
+        letters = "bcdefghi"
         plan = planned(store, a_plan("many/cells", letters, server.uri))
         beside = planned(store, a_plan("many/beside", "bc", server.uri))
         run(store, plan.jobs[ALIGN], {"loss": 0.5})
