@@ -23,11 +23,6 @@ def test_reads_everything(tmp_path):
     assert (two.options, two.box, two.context, two.tags) == (("a", "b"), (0, 0.1, 0.5, 1), "STOP", {"k": "v"})
 
 
-def test_first_so_many(tmp_path):
-    index(tmp_path, *(LINE | {"id": str(number)} for number in range(5)))
-    assert [example.id for example in read_index(tmp_path, 3)] == ["0", "1", "2"]
-
-
 def test_line_separators_inside_strings_do_not_split_a_line(tmp_path):
     question = "one\u2028two\x85three"
     text = json.dumps(LINE | {"question": question}, ensure_ascii=False)

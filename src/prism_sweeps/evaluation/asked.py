@@ -10,7 +10,7 @@ from prism_sweeps.config.errors import ConfigError, nearest
 from prism_sweeps.config.suite import ANSWERS, Benchmark
 from prism_sweeps.evaluation.benchmarks import Example, index_of, lettered, render_prompt
 from prism_sweeps.evaluation.conditions import shown_images
-from prism_sweeps.evaluation.requests import Request
+from prism_sweeps.evaluation.requests import Request, by_image
 from prism_sweeps.evaluation.samples import sample_of
 from prism_sweeps.evaluation.scorers import Gold, gold_of
 
@@ -67,10 +67,8 @@ def check_answers(benchmark: Benchmark) -> None:
 
 def shares(asked: Sequence[Asked], count: int) -> list[list[Request]]:
     """The requests in `count` parts of about the same size; questions about one image stay together."""
-    by_image: dict[str | None, list[Request]] = {}
-    for each in asked:
-        by_image.setdefault(each.request.shown, []).append(each.request)
+    groups = by_image(each.request for each in asked)
     parts: list[list[Request]] = [[] for _ in range(count)]
-    for group in by_image.values() if len(by_image) >= count else [[each.request] for each in asked]:
+    for group in groups if len(groups) >= count else [[each.request] for each in asked]:
         min(parts, key=len).extend(group)
     return parts

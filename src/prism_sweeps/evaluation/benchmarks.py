@@ -49,8 +49,8 @@ class Example:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
-def read_index(folder: Path, first: int | None = None) -> list[Example]:
-    """The examples of the index in `folder`, only the `first` so many when given.
+def read_index(folder: Path) -> list[Example]:
+    """The examples of the index in `folder`.
 
     Raises DataError that names file and line for a missing file, a malformed line or an id that occurs twice, and for
     an index that was cut short or edited since it was made.
@@ -69,7 +69,7 @@ def read_index(folder: Path, first: int | None = None) -> list[Example]:
         examples.append(example)
     if not examples:
         raise DataError(f"{index} has no examples; it should hold one JSON object per line")
-    return examples if first is None else examples[:first]
+    return examples
 
 
 def index_of(folder: Path, benchmark: Benchmark) -> list[Example]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from prism_sweeps.evaluation.own_prompt import Options, OwnPrompt, Row, rows_of, starts_with_bos, too_long
-from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered
+from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered, by_image
 
 WINDOW = 4
 """Batches among which questions are sorted by length; questions about one image come together first."""
@@ -289,8 +290,7 @@ def lengths_of(inputs: dict[str, Any]) -> list[int]:
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
     """Questions about one image together, and of like length within a few batches."""
-    places = {request.shown: place for place, request in reversed(list(enumerate(requests)))}
-    by_image = sorted(requests, key=lambda request: places[request.shown])
-    for start in range(0, len(by_image), WINDOW * size):
-        window = sorted(by_image[start : start + WINDOW * size], key=lambda request: len(request.text))
+    ordered = list(chain.from_iterable(by_image(requests)))
+    for start in range(0, len(ordered), WINDOW * size):
+        window = sorted(ordered[start : start + WINDOW * size], key=lambda request: len(request.text))
         yield from (window[first : first + size] for first in range(0, len(window), size))

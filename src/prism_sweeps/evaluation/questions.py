@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prism_sweeps.config.errors import ConfigError, DataError
-from prism_sweeps.evaluation.requests import Request, Unanswered
+from prism_sweeps.evaluation.requests import Request, Unanswered, by_image
 from prism_sweeps.models.prompts import PromptFormat
 
 WINDOW = 4
@@ -87,11 +87,8 @@ def units(requests: Sequence[Request], size: int) -> list[list[Group]]:
     Not more than `size` images; and questions for about WINDOW batches of `size`, more only where one image has more.
     Images with questions of like length come together. The order hangs on the requests and `size` alone.
     """
-    by_image: dict[str | None, Group] = {}
-    for request in requests:
-        by_image.setdefault(request.shown, []).append(request)
     found: list[list[Group]] = []
-    for window in _windows(list(by_image.values()), WINDOW * size):
+    for window in _windows(by_image(requests), WINDOW * size):
         window.sort(key=lambda group: max(len(request.text) for request in group))
         found += [window[start : start + size] for start in range(0, len(window), size)]
     return found

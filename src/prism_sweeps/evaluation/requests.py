@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,14 @@ class Unanswered:
 
     reason: str
     """It names example and file."""
+
+
+def by_image(requests: Iterable[Request]) -> list[list[Request]]:
+    """Those about one image together, in the order in which images first come."""
+    groups: dict[str | None, list[Request]] = {}
+    for request in requests:
+        groups.setdefault(request.shown, []).append(request)
+    return list(groups.values())
 
 
 Answered = tuple[Request, Answer | Unanswered]

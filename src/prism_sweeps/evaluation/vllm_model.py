@@ -8,12 +8,13 @@ get there by `prism export CELL --format llava`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from prism_sweeps.config.errors import ConfigError
 from prism_sweeps.config.schema import Engine
 from prism_sweeps.evaluation.own_prompt import Options, OwnPrompt, Row, rows_of
-from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered
+from prism_sweeps.evaluation.requests import Answer, Answered, Request, Unanswered, by_image
 
 INSTALL = "pip install 'prism-sweeps[vllm]' (it wants a GPU)"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "bf16-true": "bfloat16"}
@@ -74,8 +75,7 @@ class VLLMModel:
         self.llm, self.parameters, self.prompt, self.batch = llm, parameters, prompt, max(1, batch)
 
     def answers(self, requests: Sequence[Request]) -> Iterator[list[Answered]]:
-        places = {request.shown: place for place, request in reversed(list(enumerate(requests)))}
-        ordered = sorted(requests, key=lambda request: places[request.shown])
+        ordered = list(chain.from_iterable(by_image(requests)))
         for start in range(0, len(ordered), WINDOW * self.batch):
             rows, answered = rows_of(ordered[start : start + WINDOW * self.batch], self.prompt)
             answered += self.said([row for row in rows if not row.request.options])

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 from prism_sweeps.config.baselines import KEY, content_of, normal, split
 from prism_sweeps.config.checks import check_cell
 from prism_sweeps.config.compose import assignment, compose_cell, design_space
 from prism_sweeps.config.errors import ConfigError
-from prism_sweeps.config.fingerprint import fingerprint
 from prism_sweeps.config.names import check_study_name
 from prism_sweeps.config.plain import plain
 from prism_sweeps.config.schema import Cell
 from prism_sweeps.config.specs import BaselineSpec, Job
-from prism_sweeps.config.suite import SCORER_VERSIONS
+from prism_sweeps.config.suite import Benchmark
 from prism_sweeps.planning.grid import PLACE, values_of
-from prism_sweeps.planning.jobs import Shared
+from prism_sweeps.planning.jobs import Shared, evaluation_jobs
 from prism_sweeps.planning.plan import Plan, PlannedCell
 
 SAID = ("suite", *PLACE)
@@ -91,10 +89,9 @@ def contents(models: Sequence[str]) -> dict[str, str]:
 
 def baseline_jobs(model: str, content: str, cell: Cell) -> list[Job]:
     """One per benchmark and condition."""
-    jobs = []
-    for benchmark, condition in product(Shared().benchmarks_of(cell.suite), cell.suite.conditions):
-        version = SCORER_VERSIONS.get(benchmark.scorer, 1)
-        spec = BaselineSpec(
+
+    def spec_of(benchmark: Benchmark, condition: str, version: int) -> BaselineSpec:
+        return BaselineSpec(
             model=model,
             content=content,
             benchmark=benchmark,
@@ -103,9 +100,8 @@ def baseline_jobs(model: str, content: str, cell: Cell) -> list[Job]:
             scorer_version=version,
             scheme=split(model)[0],
         )
-        shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
-        jobs.append(Job(fingerprint(spec), f"{shown}: {model}", spec, []))
-    return jobs
+
+    return evaluation_jobs(cell.suite, spec_of, model, [], Shared())
 
 
 def planned(model: str, jobs: Sequence[Job], cell: Cell, suite: str, first: bool) -> PlannedCell:

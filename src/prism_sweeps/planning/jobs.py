@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 from prism_sweeps.config.fingerprint import Known, fingerprint
 from prism_sweeps.config.schema import MODULES, Cell, DataMix, Stage, Tuning
-from prism_sweeps.config.specs import EvaluationSpec, Job, ModelSpec, StageSpec
+from prism_sweeps.config.specs import BaselineSpec, EvaluationSpec, Job, ModelSpec, StageSpec
 from prism_sweeps.config.suite import SCORER_VERSIONS, Benchmark, Suite
 
 
@@ -39,7 +40,7 @@ def jobs_of(cell: Cell, shared: Shared | None = None) -> tuple[list[Job], list[J
     train: list[Job] = []
     for name in cell.stages.chain:
         train.append(_training_job(cell, model, name, train[-1].fingerprint if train else None, shared.known))
-    return train, _evaluation_jobs(cell, model, train[-1].fingerprint, shared)
+    return train, _cell_evaluations(cell, model, train[-1].fingerprint, shared)
 
 
 def _training_job(cell: Cell, model: ModelSpec, name: str, parent: str | None, known: Known) -> Job:
@@ -74,19 +75,26 @@ def _tuning(tuning: Tuning, stage: Stage) -> Tuning:
     return replace(tuning, targets=sorted(set(tuning.targets)))
 
 
-def _evaluation_jobs(cell: Cell, model: ModelSpec, parent: str, shared: Shared) -> list[Job]:
-    jobs, label = [], _label(cell, cell.data_mix, last=True)
-    for benchmark, condition in product(shared.benchmarks_of(cell.suite), cell.suite.conditions):
-        spec = EvaluationSpec(
-            model=model,
-            benchmark=benchmark,
-            condition=condition,
-            parent=parent,
-            precision=cell.engine.precision,
-            scorer_version=SCORER_VERSIONS.get(benchmark.scorer, 1),
-        )
+def _cell_evaluations(cell: Cell, model: ModelSpec, parent: str, shared: Shared) -> list[Job]:
+    def spec_of(benchmark: Benchmark, condition: str, version: int) -> EvaluationSpec:
+        return EvaluationSpec(model, benchmark, condition, parent, cell.engine.precision, scorer_version=version)
+
+    return evaluation_jobs(cell.suite, spec_of, _label(cell, cell.data_mix, last=True), [parent], shared)
+
+
+def evaluation_jobs(
+    suite: Suite,
+    spec_of: Callable[[Benchmark, str, int], EvaluationSpec | BaselineSpec],
+    label: str,
+    parents: Sequence[str],
+    shared: Shared,
+) -> list[Job]:
+    """One for each benchmark and condition, of the model that `spec_of` (these and the scorer's version) speaks of."""
+    jobs = []
+    for benchmark, condition in product(shared.benchmarks_of(suite), suite.conditions):
+        spec = spec_of(benchmark, condition, SCORER_VERSIONS.get(benchmark.scorer, 1))
         shown = benchmark.name if condition == "real" else f"{benchmark.name} ({condition})"
-        jobs.append(Job(fingerprint(spec, shared.known), f"{shown}: {label}", spec, [parent]))
+        jobs.append(Job(fingerprint(spec, shared.known), f"{shown}: {label}", spec, list(parents)))
     return jobs
 
 
